@@ -1,0 +1,161 @@
+"""A small causal video autoencoder: pixel frame 0 alone, then `stride` frames a latent.
+
+Encoder: every group of frames is folded into channels and encoded by 2D convolutions, so a latent depends on its own
+group alone and a window of latents may start anywhere (only the lone first frame has its own stem).
+Decoder: latent k is decoded together with latent k-1, the only state streaming has to carry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from worldline.schema import ShapeError, TimeGrid
+
+
+@dataclass(frozen=True)
+class NanoVAEConfig:
+    """Widths of the three resolutions (1/2, 1/4, 1/8) and of the latent."""
+
+    latent_channels: int = 16
+    encoder_widths: tuple[int, int, int] = (64, 96, 160)
+    decoder_widths: tuple[int, int, int] = (64, 128, 192)
+    blocks: int = 2  # residual blocks a resolution
+    stride: int = 4  # pixel frames a latent
+
+    spatial: int = 8  # pixels a latent cell, fixed by the three resolutions
+
+
+class ResBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x))))))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+class Encoder(nn.Module):
+    """[N, 3 stride, h, w] (or [N, 3, h, w] for the lone first frame) -> [N, C, h/8, w/8]."""
+
+    def __init__(self, cfg: NanoVAEConfig) -> None:
+        super().__init__()
+        w1, w2, w3 = cfg.encoder_widths
+        self.stem = nn.Conv2d(3 * cfg.stride * 4, w1, 3, padding=1)
+        self.first_stem = nn.Conv2d(3 * 4, w1, 3, padding=1)
+        self.trunk = nn.Sequential(
+            *(ResBlock(w1) for _ in range(cfg.blocks)),
+            nn.Conv2d(w1, w2, 4, stride=2, padding=1),
+            *(ResBlock(w2) for _ in range(cfg.blocks)),
+            nn.Conv2d(w2, w3, 4, stride=2, padding=1),
+            *(ResBlock(w3) for _ in range(cfg.blocks)),
+            nn.GroupNorm(8, w3),
+            nn.SiLU(),
+            nn.Conv2d(w3, cfg.latent_channels, 3, padding=1),
+        )
+
+    def forward(self, frames: Tensor, *, first: bool) -> Tensor:
+        folded = F.pixel_unshuffle(frames, 2)
+        return self.trunk(self.first_stem(folded) if first else self.stem(folded))
+
+
+class Decoder(nn.Module):
+    """[N, 2C, h/8, w/8], latents k and k-1 -> [N, 3 stride, h, w] (or [N, 3, h, w] for the lone first frame)."""
+
+    def __init__(self, cfg: NanoVAEConfig) -> None:
+        super().__init__()
+        w1, w2, w3 = cfg.decoder_widths
+        self.trunk = nn.Sequential(
+            nn.Conv2d(2 * cfg.latent_channels, w3, 3, padding=1),
+            *(ResBlock(w3) for _ in range(cfg.blocks)),
+            nn.Conv2d(w3, 4 * w2, 1),
+            nn.PixelShuffle(2),
+            *(ResBlock(w2) for _ in range(cfg.blocks)),
+            nn.Conv2d(w2, 4 * w1, 1),
+            nn.PixelShuffle(2),
+            *(ResBlock(w1) for _ in range(cfg.blocks)),
+            nn.GroupNorm(8, w1),
+            nn.SiLU(),
+        )
+        self.head = nn.Conv2d(w1, 3 * cfg.stride * 4, 3, padding=1)
+        self.first_head = nn.Conv2d(w1, 3 * 4, 3, padding=1)
+
+    def forward(self, latents: Tensor, *, first: bool) -> Tensor:
+        h = self.trunk(latents)
+        return F.pixel_shuffle(self.first_head(h) if first else self.head(h), 2)
+
+
+class NanoVAE(nn.Module):
+    """Encode and decode whole clips or chunk by chunk. Video is float in [-1, 1], latents are normalised per channel."""
+
+    def __init__(self, cfg: NanoVAEConfig | None = None) -> None:
+        super().__init__()
+        self.config = cfg or NanoVAEConfig()
+        self.encoder, self.decoder = Encoder(self.config), Decoder(self.config)
+        self.register_buffer("latent_mean", torch.zeros(self.config.latent_channels))
+        self.register_buffer("latent_std", torch.ones(self.config.latent_channels))
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def grid(self) -> TimeGrid:
+        """The time arithmetic of this codec."""
+        return TimeGrid(self.config.stride)
+
+    @property
+    def spatial(self) -> int:
+        """Pixels a latent cell, on either axis."""
+        return self.config.spatial
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent frame."""
+        return self.config.latent_channels
+
+    def encode_raw(self, video: Tensor) -> Tensor:
+        """video [B, F, 3, h, w] -> un-normalised latents [B, T, C, h/8, w/8]. Raises where F is not stride n + 1."""
+        if video.ndim != 5 or video.shape[2] != 3 or video.shape[3] % self.spatial or video.shape[4] % self.spatial:
+            raise ShapeError(f"video {tuple(video.shape)}: expected [B, F, 3, h, w] with h and w divisible by {self.spatial}")
+        B, T = video.shape[0], self.grid.latent_frames(video.shape[1])
+        z = self.encoder(video[:, 0], first=True)[:, None]  # [B, 1, C, H, W]
+        if T == 1:
+            return z
+        groups = rearrange(video[:, 1:], "b (t r) c h w -> (b t) (r c) h w", r=self.config.stride)
+        return torch.cat([z, self.encoder(groups, first=False).unflatten(0, (B, T - 1))], dim=1)
+
+    def decode_raw(self, z: Tensor, previous: Tensor | None) -> Tensor:
+        """Un-normalised latents [B, T, C, H, W] that follow latent `previous` [B, C, H, W] (None: z starts the clip)."""
+        B, first = z.shape[0], previous is None
+        before = torch.zeros_like(z[:, :1]) if previous is None else previous[:, None]
+        pairs = torch.cat([z, torch.cat([before, z[:, :-1]], dim=1)], dim=2)  # [B, T, 2C, H, W]
+        frames = []
+        if first:
+            frames.append(self.decoder(pairs[:, 0], first=True)[:, None])
+            pairs = pairs[:, 1:]
+        if pairs.shape[1]:
+            later = self.decoder(pairs.flatten(0, 1), first=False)
+            frames.append(rearrange(later, "(b t) (r c) h w -> b (t r) c h w", b=B, r=self.config.stride))
+        return torch.cat(frames, dim=1)
+
+    def encode(self, video: Tensor) -> Tensor:
+        """video [B, F, 3, h, w] in [-1, 1] -> normalised latents [B, T, C, H, W]."""
+        mean, std = (s.view(1, 1, -1, 1, 1) for s in (self.latent_mean, self.latent_std))
+        return (self.encode_raw(video) - mean) / std
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents [B, T, C, H, W] -> video [B, F, 3, h, w] in [-1, 1]."""
+        return self.decode_stream(latents, None)[0]
+
+    def decode_stream(self, latents: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Decode the next latents of a stream. `state` is the last normalised latent so far [B, C, H, W], None at the
+        start; it is a value, so streams may interleave, fork and rewind. Returns (video, state)."""
+        mean, std = (s.view(1, -1, 1, 1) for s in (self.latent_mean, self.latent_std))
+        previous = None if state is None else state * std + mean
+        return self.decode_raw(latents * std[:, None] + mean[:, None], previous).clamp(-1, 1), latents[:, -1]

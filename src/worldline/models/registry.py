@@ -1,0 +1,95 @@
+"""Models on disk: a directory with config.json, model.safetensors and (optionally) card.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from worldline.models.nano_vae import NanoVAE, NanoVAEConfig
+from worldline.models.wan import WAN_VARIANTS, WanConfig, WanModel
+from worldline.schema import WorldlineError
+
+KINDS: dict[str, tuple[type, type]] = {"wan": (WanModel, WanConfig), "nano_vae": (NanoVAE, NanoVAEConfig)}
+
+
+def kind_of(model: nn.Module) -> str:
+    """The registered kind of a model."""
+    for kind, (cls, _) in KINDS.items():
+        if isinstance(model, cls):
+            return kind
+    raise WorldlineError(f"{type(model).__name__} is no registered model; expected one of {sorted(KINDS)}")
+
+
+def save_model(
+    model: nn.Module, directory: str | Path, card: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+) -> Path:
+    """Write weights (cast to `dtype` if given) and config; the card says where the weights come from."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {
+        k: v.detach().to(dtype if dtype is not None and v.is_floating_point() else v.dtype).contiguous()
+        for k, v in model.state_dict().items()
+    }
+    tmp = directory / "model.safetensors.tmp"
+    save_file(state, tmp)
+    tmp.replace(directory / "model.safetensors")
+    config = {"kind": kind_of(model), "config": dataclasses.asdict(model.config)}
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if card is not None:
+        (directory / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    return directory
+
+
+def build_model(kind: str, config: dict[str, Any]) -> nn.Module:
+    """A freshly initialised model from a kind and its config as data. Unknown keys are errors."""
+    if kind not in KINDS:
+        raise WorldlineError(f"model kind {kind!r}; expected one of {sorted(KINDS)}")
+    cls, config_cls = KINDS[kind]
+    fields = {f.name for f in dataclasses.fields(config_cls)}
+    if unknown := sorted(set(config) - fields):
+        raise WorldlineError(f"{kind} config has unknown keys {unknown}; expected some of {sorted(fields)}")
+    return cls(config_cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}))
+
+
+def variant(name: str, **changes: Any) -> WanConfig:
+    """A named Wan variant, with changes."""
+    if name not in WAN_VARIANTS:
+        raise WorldlineError(f"model variant {name!r}; expected one of {sorted(WAN_VARIANTS)}")
+    return dataclasses.replace(WAN_VARIANTS[name], **changes)
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], *, may_miss: tuple[str, ...] = ()) -> list[str]:
+    """Load weights strictly; only keys containing one of `may_miss` may be absent. Returns the absent ones."""
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    bad = [k for k in missing if not any(part in k for part in may_miss)]
+    if bad or unexpected:
+        raise WorldlineError(
+            f"weights do not fit {type(model).__name__}: {len(bad)} missing {bad[:5]}, {len(unexpected)} unexpected "
+            f"{list(unexpected)[:5]}; check that the config belongs to these weights"
+        )
+    return list(missing)
+
+
+def load_model(directory: str | Path) -> nn.Module:
+    """The model of a directory in fp32, eval mode. Raises WorldlineError where a file is missing or does not fit."""
+    directory = Path(directory)
+    for name in ("config.json", "model.safetensors"):
+        if not (directory / name).is_file():
+            raise WorldlineError(f"{directory} has no {name}; expected a model directory written by save_model")
+    described = json.loads((directory / "config.json").read_text())
+    model = build_model(described["kind"], described["config"])
+    load_state(model, {k: v.float() for k, v in load_file(directory / "model.safetensors").items()})
+    return model.eval()
+
+
+def weights_hash(directory: str | Path) -> str:
+    """First 12 hex digits of the sha256 of the weights file."""
+    digest = hashlib.sha256((Path(directory) / "model.safetensors").read_bytes())
+    return digest.hexdigest()[:12]

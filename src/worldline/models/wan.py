@@ -1,0 +1,286 @@
+"""The Wan video diffusion transformer: config, block, model, forward (Wan2.1; keys as diffusers names them).
+
+What is unusual: one noise level per latent frame, so modulation is computed per frame and broadcast to its tokens; RoPE
+positions are data; text keys and values are made once per prompt; the camera enters by PRoPE, `branch` or `fused`; the
+visible past comes from a cache (streaming) or a mask (one pass), through the same code.
+
+Legend: B batch, T latent frames, C channels, H W latent grid, S tokens a frame, L = T S tokens, N heads, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from worldline.functional.rope import apply_rope, rope_angles
+from worldline.nn.camera import CameraMatrices, act
+from worldline.nn.kv_cache import KVCache, Stream
+from worldline.nn.layers import FeedForward, RMSNorm, TwoLayer, modulated_norm, sinusoidal_embedding
+from worldline.schema import Cameras, ShapeError, TextEmbedding, WorldlineError
+
+CameraMode = Literal["none", "branch", "fused"]
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """Sizes of a Wan transformer; a variant is spelled out where it is named."""
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    text_dim: int
+    text_len: int
+    in_channels: int = 16
+    out_channels: int = 16
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    freq_dim: int = 256
+    eps: float = 1e-6
+    camera: CameraMode = "none"
+    camera_share: float = 0.5  # share of each head's dims that carry the camera in `fused`
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:
+            raise WorldlineError(f"dim {self.dim} over {self.num_heads} heads: expected a head width divisible by 4")
+        if self.patch_size[0] != 1:
+            raise WorldlineError(f"patch_size {self.patch_size}: expected 1 latent frame a patch in time")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.dim // self.num_heads
+
+    @property
+    def camera_dims(self) -> int:
+        """Head dims that carry the camera in `fused`: a multiple of four (groups) and of two (RoPE pairs)."""
+        return int(self.head_dim * self.camera_share) // 4 * 4
+
+
+WAN_VARIANTS = {
+    "nano": WanConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=6, text_dim=64, text_len=24),
+    "wan2.1-t2v-1.3b": WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, text_dim=4096, text_len=512),
+}
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """Keys and values of the prompt for every layer, each [B, N, L_text, Dh]: made once per prompt."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    def expand(self, batch: int) -> TextContext:
+        """One prompt for `batch` samples, as views."""
+        return TextContext(tuple((k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in self.layers))
+
+
+class Attention(nn.Module):
+    """Projections with RMS-normed queries and keys; self-attention adds the camera, cross-attention the prompt."""
+
+    def __init__(self, cfg: WanConfig, *, camera: CameraMode = "none") -> None:
+        super().__init__()
+        D = cfg.dim
+        self.cfg, self.camera = cfg, camera
+        self.to_q, self.to_k, self.to_v = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
+        self.to_out = nn.ModuleList([nn.Linear(D, D)])
+        self.norm_q, self.norm_k = RMSNorm(D, cfg.eps), RMSNorm(D, cfg.eps)
+        if camera == "branch":
+            self.prope_o = nn.Linear(D, D)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, N, L, Dh]."""
+        return rearrange(x, "b l (n d) -> b n l d", n=self.cfg.num_heads)
+
+    def text_kv(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded prompt [B, L_text, D] -> keys and values [B, N, L_text, Dh]."""
+        return self.heads(self.norm_k(self.to_k(text))), self.heads(self.to_v(text))
+
+    def cross(self, x: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
+        """x: [B, L, D] attends to the prompt, without a mask, as Wan was trained."""
+        q = self.heads(self.norm_q(self.to_q(x)))
+        out = F.scaled_dot_product_attention(q, kv[0].to(q.dtype), kv[1].to(q.dtype))
+        return self.to_out[0](rearrange(out, "b n l d -> b l (n d)"))
+
+    def self_attention(self, x: Tensor, rope: tuple[Tensor, Tensor], seen: Seen, layer: int) -> Tensor:
+        """x: [B, L, D] -> [B, L, D]."""
+        q, k = self.heads(self.norm_q(self.to_q(x))), self.heads(self.norm_k(self.to_k(x)))
+        v = self.heads(self.to_v(x))
+        q_rope, k_rope = apply_rope(q, *rope), apply_rope(k, *rope)
+        cam = seen.cameras
+        if self.camera == "fused" and cam is not None:
+            d = self.cfg.camera_dims
+            q_rope = act(cam.P.transpose(-1, -2), q_rope, d)
+            k_rope, v_main = act(cam.P_inv, k_rope, d), act(cam.P_inv, v, d)
+            out = act(cam.P, seen.attend((layer, "main"), q_rope, k_rope, v_main), d)
+        else:
+            out = seen.attend((layer, "main"), q_rope, k_rope, v)
+        out = self.to_out[0](rearrange(out, "b n l d -> b l (n d)"))
+        if self.camera == "branch" and cam is not None:
+            q, k, v = act(cam.P.transpose(-1, -2), q), act(cam.P_inv, k), act(cam.P_inv, v)
+            view = act(cam.P, seen.attend((layer, "camera"), q, k, v))
+            out = out + self.prope_o(rearrange(view, "b n l d -> b l (n d)"))
+        return out
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the current tokens may attend to: a dense mask, or a cache of the past, or (neither) each other."""
+
+    frames: int
+    cameras: CameraMatrices | None
+    mask: Tensor | None = None
+    cache: KVCache | None = None
+
+    def attend(self, stream: Stream, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q k^T / sqrt(Dh)) v over the visible keys. All [B, N, L, Dh]."""
+        if self.cache is not None:
+            k, v = self.cache.attend(stream, k, v, self.frames)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+
+
+class Block(nn.Module):
+    """x += gate1 SelfAttn(mod1(x)); x += CrossAttn(norm2(x)); x += gate2 FFN(mod2(x)). Residual stream in fp32."""
+
+    def __init__(self, cfg: WanConfig) -> None:
+        super().__init__()
+        self.eps = cfg.eps
+        self.attn1 = Attention(cfg, camera=cfg.camera)
+        self.attn2 = Attention(cfg)
+        self.norm2 = nn.LayerNorm(cfg.dim, cfg.eps)
+        self.ffn = FeedForward(cfg.dim, cfg.ffn_dim)
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, cfg.dim) / cfg.dim**0.5)
+
+    def forward(
+        self, x: Tensor, mod: Tensor, text: tuple[Tensor, Tensor], rope: tuple[Tensor, Tensor], seen: Seen, layer: int
+    ) -> Tensor:
+        """x: [B, T, S, D]; mod: [B, T, 6, D] fp32."""
+        T = x.shape[1]
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + mod).unsqueeze(3).unbind(2)
+        h = modulated_norm(x, shift1, scale1, self.eps).flatten(1, 2)
+        x = x + gate1 * self.attn1.self_attention(h, rope, seen, layer).unflatten(1, (T, -1))
+        h = F.layer_norm(x, x.shape[-1:], self.norm2.weight, self.norm2.bias, self.eps).flatten(1, 2)
+        x = x + self.attn2.cross(h, text).unflatten(1, (T, -1))
+        h = modulated_norm(x, shift2, scale2, self.eps)
+        return x + gate2 * self.ffn(h)
+
+
+class ConditionEmbedder(nn.Module):
+    """Clock and prompt: [cos|sin] -> MLP -> six modulation vectors; text -> MLP."""
+
+    def __init__(self, cfg: WanConfig) -> None:
+        super().__init__()
+        self.freq_dim = cfg.freq_dim
+        self.time_embedder = TwoLayer(cfg.freq_dim, cfg.dim, "silu")
+        self.time_proj = nn.Linear(cfg.dim, 6 * cfg.dim)
+        self.text_embedder = TwoLayer(cfg.text_dim, cfg.dim, "gelu")
+
+    def time(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """sigma [B, T] -> (temb [B, T, D], modulation [B, T, 6, D]), fp32 throughout."""
+        with torch.autocast(sigma.device.type, enabled=False):
+            temb = self.time_embedder(sinusoidal_embedding(1000.0 * sigma.float(), self.freq_dim))
+            return temb, self.time_proj(F.silu(temb)).unflatten(-1, (6, -1))
+
+
+class WanModel(nn.Module):
+    """Predicts velocity = eps - x0 for every latent frame."""
+
+    def __init__(self, cfg: WanConfig) -> None:
+        super().__init__()
+        self.config = cfg
+        self.patch_embedding = nn.Conv3d(cfg.in_channels, cfg.dim, cfg.patch_size, stride=cfg.patch_size)
+        self.condition_embedder = ConditionEmbedder(cfg)
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.num_layers))
+        _, ph, pw = cfg.patch_size
+        self.proj_out = nn.Linear(cfg.dim, cfg.out_channels * ph * pw)
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, cfg.dim) / cfg.dim**0.5)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Xavier projections, small embedders, zero head; the camera branch starts silent."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
+        for embedder in (self.condition_embedder.time_embedder, self.condition_embedder.text_embedder):
+            nn.init.normal_(embedder.linear_1.weight, std=0.02)
+            nn.init.normal_(embedder.linear_2.weight, std=0.02)
+        nn.init.zeros_(self.proj_out.weight)
+        for block in self.blocks:
+            if block.attn1.camera == "branch":
+                nn.init.zeros_(block.attn1.prope_o.weight)
+
+    def text_context(self, text: TextEmbedding) -> TextContext:
+        """Embed a prompt and make every layer's keys and values once. Padding is attended as zeros, as in Wan."""
+        if text.tokens.shape[-1] != self.config.text_dim:
+            raise ShapeError(
+                f"text of width {text.tokens.shape[-1]} ({text.fingerprint or 'unknown encoder'}): this model expects "
+                f"{self.config.text_dim}; encode the prompt with its own text encoder"
+            )
+        embedded = self.condition_embedder.text_embedder(text.tokens * text.mask[..., None])
+        return TextContext(tuple(block.attn2.text_kv(embedded) for block in self.blocks))
+
+    def rope(self, positions: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
+        """positions: latent index of every frame [T] -> (cos, sin) for T rows cols tokens, frame-major."""
+        t = positions.double()
+        grid = torch.stack(
+            torch.meshgrid(t, torch.arange(rows, dtype=t.dtype), torch.arange(cols, dtype=t.dtype), indexing="ij"), dim=-1
+        )
+        cos, sin = rope_angles(grid.flatten(0, 2), self.config.head_dim)
+        device = self.proj_out.weight.device
+        return cos.to(device), sin.to(device)
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        text: TextContext,
+        *,
+        cameras: Cameras | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """x: [B, T, C, H, W] noised latents; sigma: [B, T]; cameras: of the same T frames; positions: [T] latent index of
+        every frame (default: 0.., or following the cache); mask: bool [L, L], True where a query may look; cache: the
+        clean past (exclusive with mask). Returns velocity [B, T, C, H, W] in fp32."""
+        B, T, _, H, W = x.shape
+        _, ph, pw = self.config.patch_size
+        if sigma.shape != (B, T):
+            raise ShapeError(f"sigma {tuple(sigma.shape)}: expected one noise level per latent frame, {(B, T)}")
+        if H % ph or W % pw:
+            raise ShapeError(f"latent grid {H}x{W} does not divide into patches of {ph}x{pw}")
+        if cameras is not None and cameras.w2c.shape[1] != T:
+            raise ShapeError(f"{cameras.w2c.shape[1]} cameras for {T} latent frames; expected one a frame")
+        if positions is None:
+            start = 0 if cache is None else cache.frames
+            positions = torch.arange(start, start + T)
+        rows, cols = H // ph, W // pw
+        tokens = self.patch_embedding(rearrange(x, "b t c h w -> b c t h w"))
+        h = rearrange(tokens, "b d t h w -> b t (h w) d").float()  # [B, T, S, D]
+        temb, mod = self.condition_embedder.time(sigma)
+        matrices = None if cameras is None or self.config.camera == "none" else CameraMatrices.from_cameras(cameras)
+        seen = Seen(T, matrices, mask, cache)
+        rope = self.rope(positions, rows, cols)
+        for layer, block in enumerate(self.blocks):
+            h = block(h, mod, text.layers[layer], rope, seen, layer)
+        shift, scale = (self.scale_shift_table + temb[:, :, None]).unsqueeze(3).unbind(2)
+        out = self.proj_out(modulated_norm(h, shift, scale, self.config.eps)).float()
+        return rearrange(out, "b t (h w) (p q c) -> b t c (h p) (w q)", h=rows, w=cols, p=ph, q=pw)
+
+    def reanchor(self, cache: KVCache, world: Tensor) -> None:
+        """Move the cache to a new world frame: world [B, 4, 4] maps old to new world points, so P_new^-1 = world P^-1."""
+        share = {"main": self.config.camera_dims, "camera": None}
+        streams = {"fused": "main", "branch": "camera"}
+
+        def move(stream: Stream, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            if streams.get(self.config.camera) != stream[1]:
+                return k, v
+            matrix = world[:, None]
+            return act(matrix, k, share[stream[1]]), act(matrix, v, share[stream[1]])
+
+        cache.transform(move)

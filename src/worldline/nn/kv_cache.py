@@ -1,0 +1,132 @@
+"""Keys and values of the clean past, in two makes with one interface.
+
+Invariants (both makes):
+- `frames` latent frames are committed; entries hold detached keys and values of committed frames only, except the ring
+  slots of the chunk being denoised, which `commit` overwrites before anyone else may read them.
+- Who a chunk sees is `Visibility.visible_frames`, never decided here; all layers and streams share one cursor, a Python
+  integer, so a forward never waits for the device.
+- Keys are stored after RoPE (absolute latent index) and, for camera streams, in the world frame: an entry depends on its
+  own frame alone and is never touched again, except by `transform` when the world is re-anchored.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from worldline.functional.masks import Visibility
+from worldline.schema import WorldlineError
+
+Stream = tuple[int, str]  # (layer, "main" or "camera")
+
+
+class KVCache(ABC):
+    """`attend` returns the keys and values the current chunk may see: visible history, then itself."""
+
+    def __init__(self, visibility: Visibility) -> None:
+        self.visibility, self.frames, self.writing = visibility, 0, False
+
+    def history(self, n: int) -> list[int]:
+        """Committed latent frames visible to a chunk of `n` frames that follows them."""
+        return [f for f in self.visibility.visible_frames(self.frames, self.frames + n) if f < self.frames]
+
+    @abstractmethod
+    def attend(self, stream: Stream, k: Tensor, v: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """k, v: [B, N, n * S, Dh] of the current chunk of n frames -> keys and values [B, N, L, Dh] to attend to."""
+
+    def advance(self, n: int) -> None:
+        """Close a commit of `n` frames; every layer has been written by now."""
+        self.frames += n
+
+    @abstractmethod
+    def fork(self) -> KVCache:
+        """An independent cache of the same contents."""
+
+    @abstractmethod
+    def transform(self, fn: Callable[[Stream, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        """Replace every stored (k, v) by fn(stream, k, v), for re-anchoring the world."""
+
+
+class BlockCache(KVCache):
+    """Immutable, detached blocks, one per latent frame: safe where gradients run (training rollouts)."""
+
+    def __init__(self, visibility: Visibility) -> None:
+        super().__init__(visibility)
+        self._blocks: dict[Stream, tuple[tuple[Tensor, Tensor], ...]] = {}
+
+    def attend(self, stream: Stream, k: Tensor, v: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        blocks = self._blocks.get(stream, ())
+        past = [blocks[f] for f in self.history(n)]
+        if self.writing:
+            own = tuple(zip(k.detach().chunk(n, dim=2), v.detach().chunk(n, dim=2), strict=True))
+            self._blocks[stream] = blocks[: self.frames] + own
+        if not past:
+            return k, v
+        return torch.cat([*(p[0] for p in past), k], dim=2), torch.cat([*(p[1] for p in past), v], dim=2)
+
+    def fork(self) -> BlockCache:
+        other = BlockCache(self.visibility)
+        other.frames, other._blocks = self.frames, dict(self._blocks)  # blocks are immutable: sharing them is a copy
+        return other
+
+    def transform(self, fn: Callable[[Stream, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        self._blocks = {s: tuple(fn(s, k, v) for k, v in blocks) for s, blocks in self._blocks.items()}
+
+
+class RingCache(KVCache):
+    """Static buffers for streaming: `sink` slots, then a ring of `window` slots, written in place.
+
+    Frame f >= sink lives in ring slot (f - sink) mod window. The chunk being denoised is written to the slots of exactly
+    those frames that its own window evicts, so what a chunk may see is always a contiguous prefix of the buffer: no
+    concatenation, no roll, no mask (the order of keys does not matter to softmax).
+    """
+
+    def __init__(self, visibility: Visibility, capacity: int | None = None) -> None:
+        super().__init__(visibility)
+        window = visibility.window if visibility.window is not None else capacity
+        if window is None:
+            raise WorldlineError("a ring cache needs a bound: give Visibility a window, or the cache a capacity in frames")
+        if window < max(visibility.chunk, visibility.prefix):
+            raise WorldlineError(
+                f"window of {window} latent frames is shorter than a chunk of {visibility.chunk} or a prefix of "
+                f"{visibility.prefix}; expected a window of at least the longer of the two"
+            )
+        self.window = window
+        self._k: dict[Stream, Tensor] = {}
+        self._v: dict[Stream, Tensor] = {}
+
+    def _slot(self, frame: int) -> int:
+        sink = self.visibility.sink
+        return frame if frame < sink else sink + (frame - sink) % self.window
+
+    def attend(self, stream: Stream, k: Tensor, v: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        B, N, L, Dh = k.shape
+        S, end, sink = L // n, self.frames + n, self.visibility.sink
+        if self.visibility.window is None and end > self.window + sink:
+            raise WorldlineError(
+                f"latent frame {end - 1} exceeds the cache's capacity of {self.window} frames; give Visibility a window"
+            )
+        if stream not in self._k:
+            self._k[stream] = k.new_zeros(B, N, (sink + self.window) * S, Dh)
+            self._v[stream] = v.new_zeros(B, N, (sink + self.window) * S, Dh)
+        K, V = self._k[stream], self._v[stream]
+        for i in range(n):
+            at = self._slot(self.frames + i) * S
+            K[:, :, at : at + S] = k[:, :, i * S : (i + 1) * S]
+            V[:, :, at : at + S] = v[:, :, i * S : (i + 1) * S]
+        seen = (min(end, sink) + min(max(end - sink, 0), self.window)) * S
+        return K[:, :, :seen], V[:, :, :seen]
+
+    def fork(self) -> RingCache:
+        other = RingCache(self.visibility, self.window)
+        other.frames = self.frames
+        other._k = {s: t.clone() for s, t in self._k.items()}
+        other._v = {s: t.clone() for s, t in self._v.items()}
+        return other
+
+    def transform(self, fn: Callable[[Stream, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        for stream in self._k:
+            self._k[stream], self._v[stream] = fn(stream, self._k[stream], self._v[stream])

@@ -1,0 +1,134 @@
+"""The one chunk loop: training rollouts, AR sampling, evaluation and live streaming all step this class.
+
+A chunk is denoised against the cached clean past, handed out, and only then committed (one clean pass at sigma 0 that
+writes its keys and values), so that a viewer never waits for the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from worldline.functional.flow import cfg
+from worldline.models.wan import TextContext, WanModel
+from worldline.nn.kv_cache import BlockCache, KVCache, RingCache
+from worldline.rollout.denoise import denoise
+from worldline.rollout.plan import RolloutPlan
+from worldline.schema import Cameras, TextEmbedding, WorldlineError
+
+
+class ChunkLoop:
+    """State of one rollout: the prompt's keys and values and the clean past (a second one under guidance)."""
+
+    def __init__(
+        self,
+        model: WanModel,
+        plan: RolloutPlan,
+        text: TextEmbedding,
+        *,
+        negative: TextEmbedding | None = None,
+        cache: Literal["blocks", "ring"] = "blocks",
+        capacity: int | None = None,
+    ) -> None:
+        """text: [B] prompts; negative: the unconditional prompt, needed where plan.guidance != 1; capacity: latent
+        frames a ring cache holds where the plan's visibility has no window."""
+        self.model, self.plan = model, plan
+        if plan.guidance != 1.0 and negative is None:
+            raise WorldlineError(f"guidance {plan.guidance} needs a negative prompt; pass negative=, or set guidance 1")
+        prompts = [text] if plan.guidance == 1.0 or negative is None else [text, negative]
+        with torch.no_grad():
+            self._texts: list[TextContext] = [model.text_context(p) for p in prompts]
+        self._caches: list[KVCache] = [
+            BlockCache(plan.visibility) if cache == "blocks" else RingCache(plan.visibility, capacity) for _ in prompts
+        ]
+
+    @property
+    def frames(self) -> int:
+        """Latent frames committed so far."""
+        return self._caches[0].frames
+
+    def denoise(
+        self,
+        noise: Tensor,
+        cameras: Cameras | None,
+        *,
+        generator: torch.Generator | None = None,
+        exit_step: int | None = None,
+        grad: bool = False,
+    ) -> Tensor:
+        """noise: [B, n, C, H, W] of the next n latent frames -> their x0. Never writes the cache."""
+
+        def predict(x: Tensor, sigma: float) -> Tensor:
+            levels = x.new_full(x.shape[:2], sigma, dtype=torch.float32)
+            vs = [
+                self.model(x, levels, text, cameras=cameras, cache=cache)
+                for text, cache in zip(self._texts, self._caches, strict=True)
+            ]
+            return vs[0] if len(vs) == 1 else cfg(vs[1], vs[0], self.plan.guidance)
+
+        return denoise(self.plan, noise, predict, generator=generator, exit_step=exit_step, grad=grad)
+
+    @torch.no_grad()
+    def commit(self, x0: Tensor, cameras: Cameras | None) -> None:
+        """Write the keys and values of clean latents [B, n, C, H, W] by one pass at sigma 0; advance by n frames."""
+        x0 = x0.detach()
+        for text, cache in zip(self._texts, self._caches, strict=True):
+            cache.writing = True
+            try:
+                self.model(x0, x0.new_zeros(x0.shape[:2]), text, cameras=cameras, cache=cache)
+                cache.advance(x0.shape[1])
+            finally:
+                cache.writing = False
+
+    @torch.no_grad()
+    def set_text(self, text: TextEmbedding) -> None:
+        """Continue under another prompt; the past keeps the keys it was written with."""
+        self._texts[0] = self.model.text_context(text)
+
+    @torch.no_grad()
+    def reanchor(self, world: Tensor) -> None:
+        """Move the cached world: world [B, 4, 4] maps old to new world coordinates. Exact up to rounding."""
+        for cache in self._caches:
+            self.model.reanchor(cache, world)
+
+    def fork(self) -> ChunkLoop:
+        """An independent continuation from the same past."""
+        other = object.__new__(ChunkLoop)
+        other.model, other.plan, other._texts = self.model, self.plan, list(self._texts)
+        other._caches = [cache.fork() for cache in self._caches]
+        return other
+
+
+def generate(
+    loop: ChunkLoop,
+    noise: Tensor,
+    cameras: Cameras | None,
+    *,
+    prefix: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    exit_step: int | None = None,
+    grad: bool = False,
+) -> Iterator[Tensor]:
+    """Yield every chunk's x0 [B, n, C, H, W] before it is committed.
+
+    noise: [B, T, C, H, W]; its first `prefix.shape[1]` frames are replaced by the given clean prefix (not yielded).
+    cameras: of all T frames. The last chunk is not committed: nothing follows it.
+    """
+    visibility, T = loop.plan.visibility, noise.shape[1]
+    given = 0 if prefix is None else prefix.shape[1]
+    if given != visibility.prefix:
+        raise WorldlineError(f"{given} prefix latents for a plan with prefix {visibility.prefix}; expected the same number")
+    if (T - given) % visibility.chunk:
+        raise WorldlineError(f"{T - given} latents to generate do not divide into chunks of {visibility.chunk}")
+    if prefix is not None:
+        loop.commit(prefix, None if cameras is None else cameras[:given])
+    for start in range(given, T, visibility.chunk):
+        frames = slice(start, start + visibility.chunk)
+        view = None if cameras is None else cameras[frames]
+        x0 = loop.denoise(noise[:, frames], view, generator=generator, exit_step=exit_step, grad=grad)
+        yield x0
+        if frames.stop < T:
+            loop.commit(x0, view)

@@ -1,0 +1,37 @@
+"""One pass over [clean | noisy] frames: every chunk denoised against the true past (teacher forcing)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from worldline.functional.masks import Visibility
+from worldline.models.wan import TextContext, WanModel
+from worldline.schema import Cameras
+
+
+def teacher_forced_velocity(
+    model: WanModel,
+    clean: Tensor,
+    noisy: Tensor,
+    sigma: Tensor,
+    text: TextContext,
+    *,
+    cameras: Cameras | None,
+    visibility: Visibility,
+    sigma_clean: Tensor | None = None,
+) -> Tensor:
+    """clean, noisy: [B, T, C, H, W]; sigma [B, T] of the noisy half; sigma_clean: noise level of the context if it was
+    augmented (default 0). Both halves share positions and cameras. Returns the noisy half's velocity [B, T, C, H, W].
+
+    Equals streaming block by block over a clean cache: noisy chunk i sees clean chunks before i and itself.
+    """
+    T = clean.shape[1]
+    _, ph, pw = model.config.patch_size
+    tokens = (clean.shape[-2] // ph) * (clean.shape[-1] // pw)
+    mask = visibility.expand(visibility.teacher_forcing_mask(T), tokens).to(clean.device)
+    levels = torch.cat([torch.zeros_like(sigma) if sigma_clean is None else sigma_clean, sigma], dim=1)
+    both = None if cameras is None else Cameras(cameras.w2c.repeat(1, 2, 1, 1), cameras.K.repeat(1, 2, 1))
+    positions = torch.arange(T).repeat(2)
+    v = model(torch.cat([clean, noisy], dim=1), levels, text, cameras=both, positions=positions, mask=mask)
+    return v[:, T:]

@@ -1,0 +1,115 @@
+"""What is done: one `stage.json` a stage directory, the content hash that names its outputs, and the shelf of replaced ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from worldline.schema import WorldlineError
+
+Status = Literal["running", "interrupted", "failed", "done"]
+
+
+def content_hash(config: Any, inputs: dict[str, str]) -> str:
+    """sha256 of canonical JSON: a stage's config as data and the hashes of what it reads."""
+    text = json.dumps({"config": config, "inputs": inputs}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tree_hash(directory: Path) -> str:
+    """sha256 over names and bytes of a directory's files: the hash of an input from outside the run. The card is left
+    out: a corrected remark about weights does not change them."""
+    if not directory.is_dir():
+        raise WorldlineError(f"{directory} is no directory; expected one written by a worldline stage")
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != "card.json"):
+        digest.update(path.relative_to(directory).as_posix().encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+@dataclass
+class StageRecord:
+    """The contents of stage.json."""
+
+    name: str
+    hash: str
+    status: Status = "running"
+    inputs: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0  # of all attempts together
+    losses: dict[str, float] = field(default_factory=dict)  # last logged values
+    error: str = ""
+
+
+class StageStore:
+    """The stage directories of a run. A directory whose hash no longer fits is shelved, not deleted: an option changed
+    back finds its result again."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def directory(self, name: str) -> Path:
+        """Where a stage writes."""
+        return self.run_dir / name
+
+    def read(self, name: str) -> StageRecord | None:
+        """The record of a stage, None where there is none (or it is unreadable: then nothing was finished)."""
+        try:
+            return StageRecord(**json.loads((self.directory(name) / "stage.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, record: StageRecord) -> None:
+        """Replace a stage's record atomically."""
+        directory = self.directory(record.name)
+        directory.mkdir(parents=True, exist_ok=True)
+        tmp = directory / "stage.json.tmp"
+        tmp.write_text(json.dumps(asdict(record), indent=2) + "\n")
+        tmp.replace(directory / "stage.json")
+
+    def done(self, name: str, wanted: str) -> bool:
+        """Whether the outputs of this hash are there, taken back from the shelf if need be."""
+        record = self.read(name)
+        if record is not None and record.hash == wanted:
+            return record.status == "done"
+        shelved = self._shelf(name, wanted)
+        if not shelved.is_dir():
+            return False
+        self.shelve(name)
+        shelved.rename(self.directory(name))
+        record = self.read(name)
+        return record is not None and record.status == "done"
+
+    def shelve(self, name: str) -> None:
+        """Put a stage's directory aside under its hash."""
+        directory, record = self.directory(name), self.read(name)
+        if not directory.exists():
+            return
+        target = self._shelf(name, record.hash if record else "unknown")
+        if target.exists():
+            shutil.rmtree(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        directory.rename(target)
+
+    def adopt(self, name: str, wanted: str, other: StageStore) -> bool:
+        """Take a finished stage of the same hash from another run (hard links where the disk allows)."""
+        if not other.done(name, wanted):
+            return False
+        self.shelve(name)
+        shutil.copytree(other.directory(name), self.directory(name), copy_function=_link)
+        return True
+
+    def _shelf(self, name: str, digest: str) -> Path:
+        return self.run_dir / "replaced" / f"{name}-{digest[:12]}"
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,1 @@
+"""doomrooms: real game frames with exact cameras, from ViZDoom on our own procedural maps and textures."""

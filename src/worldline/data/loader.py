@@ -1,0 +1,74 @@
+"""Latent batches by counter: batch number n of a seed is the same on every run, machine and restart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from worldline.schema import Cameras, LatentBatch, TextEmbedding, WorldlineError
+
+
+def gauge(c2w: Tensor, move_scale: float) -> Tensor:
+    """c2w [B, T, 4, 4] f64 -> w2c fp32 in the gauge of the first frame, translations scaled by the dataset's constant."""
+    relative = torch.linalg.inv(c2w[:, :1]) @ c2w
+    relative[..., :3, 3] *= move_scale
+    return torch.linalg.inv(relative).float()
+
+
+class LatentDataset:
+    """Encoded clips of one split, held in memory (74 KiB a nano clip)."""
+
+    def __init__(self, root: str | Path, split: str = "train", latents: int | None = None, limit: int | None = None) -> None:
+        """latents: use the first so many latent frames of every clip (default: all). limit: use the first so many clips."""
+        from safetensors.torch import load_file
+
+        root = Path(root)
+        if not (root / "latents.json").exists():
+            raise WorldlineError(f"{root} is no finished encoding (no latents.json); run the encode stage again")
+        info = json.loads((root / "latents.json").read_text())
+        keep = [i for i, r in enumerate(info["rows"]) if r["split"] == split][:limit]
+        if not keep:
+            raise WorldlineError(f"split {split!r} of {root} is empty; it has {sorted({r['split'] for r in info['rows']})}")
+        shards = [load_file(p) for p in sorted(root.glob("shard-*.safetensors"))]
+        whole = {k: torch.cat([s[k] for s in shards])[keep] for k in shards[0]}
+        T = whole["latents"].shape[1]
+        if latents is not None and not 1 <= latents <= T:
+            raise WorldlineError(f"{latents} latents asked of clips of {T}; expected 1 to {T}")
+        self.latents = whole["latents"][:, :latents]
+        self.w2c = gauge(whole["c2w"][:, :latents].double(), float(info["move_scale"]))
+        self.K = whole["K"][:, :latents].float()
+        self.text, self.mask, self.fingerprint = whole["text"], whole["mask"], info["text"]
+        self.ids = tuple(info["rows"][i]["id"] for i in keep)
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def select(self, index: list[int]) -> LatentBatch:
+        """The clips of these indices."""
+        text = TextEmbedding(self.text[index], self.mask[index], self.fingerprint)
+        return LatentBatch(self.latents[index], text, Cameras(self.w2c[index], self.K[index]), tuple(self.ids[i] for i in index))
+
+    def batch(self, seed: int, step: int, batch_size: int, device: torch.device | str = "cpu") -> LatentBatch:
+        """Batch `step`: a stateless walk through a fresh permutation every epoch."""
+        index = []
+        for cursor in range(step * batch_size, (step + 1) * batch_size):
+            epoch, at = divmod(cursor, len(self))
+            index.append(int(_permutation(seed, epoch, len(self))[at]))
+        return self.select(index).to(device)
+
+
+_cache: dict[tuple[int, int, int], Tensor] = {}
+
+
+def _permutation(seed: int, epoch: int, n: int) -> Tensor:
+    key = (seed, epoch, n)
+    if key not in _cache:
+        if len(_cache) > 8:
+            _cache.clear()
+        digest = hashlib.sha256(f"epoch {seed} {epoch}".encode()).digest()
+        _cache[key] = torch.randperm(n, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")))
+    return _cache[key]

@@ -15,7 +15,7 @@ from worldline.models.nano_vae import NanoVAE
 class AutoencoderConfig:
     """Weights of the codec's loss."""
 
-    gradient_weight: float = 2.0  # L1 of horizontal and vertical differences: edges stay sharp
+    gradient_weight: float = 1.0  # L1 of horizontal and vertical differences: edges stay sharp
     latent_noise: float = 0.08  # std of the noise added to latents, relative to their own std
     latent_weight: float = 1e-3  # pulls latents to unit size
     smooth_weight: float = 0.01  # L1 between latents of neighbouring frames: calm codes are easier to generate

@@ -39,7 +39,8 @@ class ChunkLoop:
         if plan.guidance != 1.0 and negative is None:
             raise WorldlineError(f"guidance {plan.guidance} needs a negative prompt; pass negative=, or set guidance 1")
         prompts = [text] if plan.guidance == 1.0 or negative is None else [text, negative]
-        with torch.no_grad():
+        # Training rollouts let the prompt's keys and values learn; a stream has nothing to learn.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache == "blocks"):
             self._texts: list[TextContext] = [model.text_context(p) for p in prompts]
         self._caches: list[KVCache] = [
             BlockCache(plan.visibility) if cache == "blocks" else RingCache(plan.visibility, capacity) for _ in prompts

@@ -1,0 +1,209 @@
+"""The training loop: batches in, phases trained, everything resumable to the bit.
+
+All randomness is a function of (seed, step), and batches are a function of (seed, counter), so a checkpoint needs weights,
+optimizer states and one number; a resumed run equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from worldline import dist
+from worldline.methods.base import Method, Phase, Rng
+from worldline.schema import WorldlineError
+from worldline.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from worldline.train.config import TrainConfig
+from worldline.train.ema import EMA
+from worldline.train.log import Log
+from worldline.train.optim import lr_factor, make_optimizer
+from worldline.train.signals import StopRequest
+
+__all__ = ["Batches", "NonFiniteError", "Result", "TrainConfig", "Trainer"]
+
+
+class NonFiniteError(WorldlineError):
+    """Losses or gradients stayed non-finite; the last checkpoint is whole."""
+
+
+class Batches(Protocol):
+    """Where batches come from: batch `step` of a seed is always the same."""
+
+    def batch(self, seed: int, step: int, batch_size: int, device: torch.device | str = "cpu") -> Any: ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. finished is False when it was asked to stop; run again to go on."""
+
+    finished: bool
+    step: int
+    seconds: float
+    last: dict[str, float]
+
+
+Progress = Callable[[int, int, dict[str, float]], None]  # step, steps, last logged values
+
+
+class Trainer:
+    """Trains the roles that a method's phases name; owns backward, clipping, optimizers, EMA, checkpoints and the log."""
+
+    def __init__(
+        self,
+        method: Method,
+        data: Batches,
+        config: TrainConfig,
+        run_dir: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+    ) -> None:
+        self.method, self.data, self.cfg, self.device = method, data, config, torch.device(device)
+        self.run_dir, self.progress = Path(run_dir), progress
+        self.trained = tuple(dict.fromkeys(p.role for p in method.phases))
+        for name, module in method.roles.items():
+            module.requires_grad_(name in self.trained).to(self.device)
+        self.optimizers = {r: make_optimizer(method.roles[r], self._lr(r), config) for r in self.trained}
+        self.emas = {r: EMA(method.roles[r], config.ema_decay) for r in self.trained} if config.ema_decay else {}
+        self.step, self.seconds, self._bad = 0, 0.0, 0
+        self._pending: list[dict[str, Tensor]] = []
+
+    def _lr(self, role: str) -> float:
+        return self.cfg.role_lr.get(role, self.cfg.lr)
+
+    def fit(self) -> Result:
+        """Run to the last step, from the newest checkpoint if there is one. Ctrl-C or SIGTERM saves and returns."""
+        if self.cfg.threads:
+            torch.set_num_threads(self.cfg.threads)
+        self._resume()
+        log, last = Log(self.run_dir, self.step), {}
+        began = saved = time.monotonic()
+        before = self.seconds
+        with StopRequest() as stop:
+            while self.step < self.cfg.steps:
+                self._train_step()
+                self.step += 1
+                self.seconds = before + time.monotonic() - began
+                if self.step % self.cfg.log_every == 0 or self.step == self.cfg.steps:
+                    last = self._collect()
+                    if dist.is_main():
+                        log.write(self.step - 1, last)
+                if self.progress is not None:
+                    self.progress(self.step, self.cfg.steps, last)
+                due = self.step % self.cfg.save_every == 0 or time.monotonic() - saved > 60 * self.cfg.save_minutes
+                if due or stop.requested or self.step == self.cfg.steps:
+                    self.save()
+                    saved = time.monotonic()
+                if stop.requested:
+                    break
+        log.close()
+        return Result(self.step >= self.cfg.steps, self.step, self.seconds, last)
+
+    def _train_step(self) -> None:
+        for module in self.method.roles.values():
+            module.train()
+        factor = lr_factor(self.step, self.cfg)
+        for index, phase in enumerate(self.method.phases):
+            if self.step % phase.every == 0:
+                self._run_phase(index, phase, factor)
+        self.method.after_step(self.step)
+
+    def _run_phase(self, index: int, phase: Phase, factor: float) -> None:
+        module, optimizer = self.method.roles[phase.role], self.optimizers[phase.role]
+        for name in self.trained:
+            self.method.roles[name].requires_grad_(name == phase.role)
+        values: dict[str, Tensor] = {}
+        for micro in range(self.cfg.accumulation):
+            # Every phase has batches of its own: phase p of n takes counter n * step + p.
+            counter = (self.step * len(self.method.phases) + index) * self.cfg.accumulation + micro
+            counter = counter * dist.world_size() + dist.rank()
+            batch = self.data.batch(self.cfg.seed, counter, self.cfg.batch_size, self.device)
+            rng = Rng(self.cfg.seed, self.step * len(self.method.phases) + index, dist.rank(), micro)
+            with self._autocast():
+                losses = phase.loss(batch, rng)
+            (losses["loss"] / self.cfg.accumulation).backward()
+            for name, value in losses.items():
+                share = value.detach().float() / self.cfg.accumulation
+                values[name] = values[name] + share if name in values else share
+        params = [p for p in module.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(params, self.cfg.clip)
+        if bool(torch.isfinite(norm)) and bool(torch.isfinite(values["loss"])):
+            self._bad = 0
+            for group in optimizer.param_groups:
+                group["lr"] = self._lr(phase.role) * factor
+            optimizer.step()
+            if phase.role in self.emas:
+                self.emas[phase.role].update(module)
+        else:
+            self._skip(phase)
+        optimizer.zero_grad(set_to_none=True)
+        self._pending.append({f"{phase.name}/{k}": v for k, v in {**values, "grad_norm": norm.detach()}.items()})
+
+    def _skip(self, phase: Phase) -> None:
+        self._bad += 1
+        if self._bad > self.cfg.max_nonfinite:
+            raise NonFiniteError(
+                f"phase {phase.name!r} gave a non-finite loss or gradient {self._bad} times in a row, up to step {self.step}; "
+                f"lower lr ({self._lr(phase.role)}), or look at the data; checkpoints in {self.run_dir} are whole"
+            )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.cfg.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def _collect(self) -> dict[str, float]:
+        """Means since the last logged step; the only place where scalars leave the device."""
+        sums: dict[str, list[Tensor]] = {}
+        for values in self._pending:
+            for name, value in values.items():
+                sums.setdefault(name, []).append(value)
+        self._pending.clear()
+        out = {name: float(torch.stack(vs).nanmean()) for name, vs in sums.items()}
+        return {**out, "lr": self.cfg.lr * lr_factor(self.step - 1, self.cfg)}
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step."""
+        if not dist.is_main():
+            return
+        weights: dict[str, dict[str, Tensor]] = {r: self.method.roles[r].state_dict() for r in self.trained}
+        weights |= {f"{name}.ema": ema.state() for name, ema in self.emas.items()}
+        weights |= {n: m.state_dict() for n, m in self.method.roles.items() if n in _moving(self.method)}
+        state = {"step": self.step, "seconds": self.seconds, "ema_updates": {n: e.updates for n, e in self.emas.items()}}
+        optimizers = {n: o.state_dict() for n, o in self.optimizers.items()}
+        save_checkpoint(self.run_dir / "checkpoints", self.step, weights, optimizers, state, self.cfg.keep)
+
+    def _resume(self) -> None:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        found = checkpoints(self.run_dir / "checkpoints")
+        if not found:
+            return
+        weights, optimizers, state = load_checkpoint(found[-1])
+        for name, module in self.method.roles.items():
+            if name in weights:
+                module.load_state_dict(weights[name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(optimizers[name])
+        for name, ema in self.emas.items():
+            ema.load(weights[f"{name}.ema"], state["ema_updates"][name])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    @torch.no_grad()
+    def trained_state(self, role: str, *, ema: bool = True) -> dict[str, Tensor]:
+        """A trained role's weights, averaged where an EMA exists and is asked for; buffers are the live ones."""
+        state = {k: v.detach().clone() for k, v in self.method.roles[role].state_dict().items()}
+        if ema and role in self.emas:
+            state.update({k: v.clone() for k, v in self.emas[role].state().items()})
+        return state
+
+
+def _moving(method: Method) -> tuple[str, ...]:
+    """Roles that `after_step` moves without training them (a consistency target): saved like trained ones."""
+    return tuple(getattr(method, "moving_roles", ()))

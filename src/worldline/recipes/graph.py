@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,8 @@ from worldline.recipes.store import StageRecord, StageStore, content_hash
 class Interrupted(Exception):
     """The user stopped a run; everything finished is kept and `stage` resumes from its last checkpoint."""
 
-    def __init__(self, stage: str) -> None:
-        super().__init__(f"stopped in stage '{stage}'")
+    def __init__(self, stage: str, how_to_go_on: str = "") -> None:
+        super().__init__(f"in stage '{stage}'; {how_to_go_on}" if how_to_go_on else f"in stage '{stage}'")
         self.stage = stage
 
 
@@ -40,6 +41,7 @@ class Node:
     of: str = ""  # the stage this node belongs to in `from` and `until` (default: itself)
     may_fail: bool = False  # a failure is recorded and the run goes on (evaluations must not lose a training)
     always: bool = False  # cheap, and reads more than its inputs say (the report)
+    family: str = ""  # work of the same family goes on in the same directory though its hash changed (more maps)
 
     @property
     def stage(self) -> str:
@@ -130,9 +132,11 @@ def execute(
 def _run(node: Node, digest: str, inputs: dict[str, str], store: StageStore, progress: Progress) -> StageRecord:
     old = store.read(node.name)
     resumed = old is not None and old.hash == digest and old.status != "done"
-    if old is None or old.hash != digest:
+    kept = resumed or (old is not None and node.family != "" and old.family == node.family)
+    if not kept:
         store.shelve(node.name)
-    record = StageRecord(node.name, digest, inputs=inputs, seconds=old.seconds if old is not None and resumed else 0.0)
+    seconds = old.seconds if old is not None and kept else 0.0
+    record = StageRecord(node.name, digest, inputs=inputs, seconds=seconds, family=node.family)
     store.write(record)
     progress.started(node, resumed)
     before, begin = record.seconds, time.monotonic()
@@ -144,6 +148,7 @@ def _run(node: Node, digest: str, inputs: dict[str, str], store: StageStore, pro
         raise Interrupted(node.name) from error
     except Exception as error:
         record.status, record.error = "failed", f"{type(error).__name__}: {error}"
+        (store.directory(node.name) / "error.txt").write_text(traceback.format_exc())
         if not node.may_fail:
             if isinstance(error, ValueError):
                 raise

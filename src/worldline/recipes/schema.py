@@ -1,2 +1,181 @@
-"""placeholder"""
-class Recipe: ...
+"""What a recipe says: data, codec, base, model, rollout, the stages of conversion, evaluation, the exported world."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from dataclasses import fields as fields_of
+from typing import Any, Literal, get_type_hints
+
+from worldline.data.build import DataConfig
+from worldline.functional.masks import Visibility
+from worldline.methods.autoencoder import AutoencoderConfig
+from worldline.methods.finetune import FinetuneConfig
+from worldline.methods.teacher_forcing import TeacherForcingConfig
+from worldline.models.nano_vae import NanoVAEConfig
+from worldline.models.registry import variant
+from worldline.models.wan import CameraMode, WanConfig
+from worldline.recipes.builder import Place, RecipeError, convert, did_you_mean
+from worldline.schema import WorldlineError
+from worldline.train.config import TrainConfig
+
+Kind = Literal["finetune", "teacher_forcing", "ode", "consistency", "dmd"]
+OPTIONS: dict[str, type] = {
+    "finetune": FinetuneConfig,
+    "teacher_forcing": TeacherForcingConfig,
+}
+# Networks a method needs besides the one it trains, and whether a stage must name them.
+ROLES: dict[str, tuple[str, ...]] = {
+    "finetune": (),
+    "teacher_forcing": (),
+    "ode": ("teacher",),
+    "consistency": ("teacher",),
+    "dmd": ("real", "fake"),
+}
+BUILT_IN = ("data", "encode", "codec", "base", "world", "evaluate", "report")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """Where clips come from, and how they are cut for training."""
+
+    path: str | None = None  # a dataset built before; null builds one by `build`
+    build: DataConfig = field(default_factory=DataConfig)
+    workers: int | None = None  # rendering processes; null is one a CPU core
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecSection:
+    """The video autoencoder: taken from `path`, or trained where `path` is null."""
+
+    path: str | None = "bundled"
+    model: NanoVAEConfig = field(default_factory=NanoVAEConfig)
+    options: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    frames: int = 13  # pixel frames a training window: 4 n + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSection:
+    """The bidirectional video model without camera control: taken from `path`, or pretrained where `path` is null."""
+
+    path: str | None = "bundled"
+    options: FinetuneConfig = field(default_factory=FinetuneConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """The backbone that is converted."""
+
+    variant: str = "nano"
+    camera: CameraMode = "fused"
+    changes: dict[str, Any] = field(default_factory=dict)  # of WanConfig's fields, e.g. {num_layers: 4}
+
+    def __post_init__(self) -> None:
+        self.config()
+
+    def config(self, camera: CameraMode | None = None) -> WanConfig:
+        """The backbone's config; `camera` overrides how it takes cameras (`none` for the base)."""
+        hints, place = get_type_hints(WanConfig), Place("model", "changes")
+        names = {f.name for f in fields_of(WanConfig)} - {"camera"}
+        for key in self.changes:
+            if key not in names:
+                raise (place / key).error(f"unknown key; {did_you_mean(key, names)}")
+        changes = {k: convert(hints[k], v, place / k) for k, v in self.changes.items()}
+        return variant(self.variant, **{**changes, "camera": camera or self.camera})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSection:
+    """How worlds unfold: every causal stage, the exported world and its evaluation agree on this."""
+
+    chunk: int = 1  # latent frames generated together
+    window: int | None = 12  # latent frames a chunk sees, itself included; null is all
+    sink: int = 0  # first latent frames that stay visible
+    prefix: int = 1  # given latent frames (the start image)
+    steps: int = 4  # denoising steps of the few-step student
+    guidance: float = 3.0  # of multi-step sampling
+    multi_steps: int = 50  # denoising steps of multi-step sampling
+
+    def visibility(self) -> Visibility:
+        """Who sees whom."""
+        return Visibility(chunk=self.chunk, window=self.window, sink=self.sink, prefix=self.prefix)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSection:
+    """One stage of the conversion. `options` are those of its method."""
+
+    method: Kind
+    init: str = "base"  # the stage whose weights it starts from
+    teacher: str | None = None  # multi-step causal model (ode, consistency)
+    real: str | None = None  # multi-step model whose score is the target (dmd)
+    fake: str | None = None  # model the fake score starts from (dmd)
+    options: Any = None
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @staticmethod
+    def variant_types(data: Mapping[str, Any], place: Place) -> dict[str, type]:
+        """`method` decides the type of `options`."""
+        method = data.get("method")
+        if method not in OPTIONS:
+            raise (place / "method").error(f"{method!r} is not a method; {did_you_mean(str(method), OPTIONS)}")
+        return {"options": OPTIONS[method]}
+
+    def __post_init__(self) -> None:
+        for role in ("teacher", "real", "fake"):
+            named, needed = getattr(self, role) is not None, role in ROLES[self.method]
+            if named != needed:
+                raise WorldlineError(f"method {self.method} {'needs' if needed else 'has no'} `{role}`")
+
+    def roles(self) -> dict[str, str]:
+        """Role -> the stage it comes from."""
+        named = {role: getattr(self, role) for role in ("teacher", "real", "fake")}
+        return {"init": self.init, **{role: stage for role, stage in named.items() if stage is not None}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSection:
+    """What is measured after every model stage and at the end."""
+
+    episodes: int = 4  # held-out episodes
+    seconds: float = 2.5  # length of each
+    seed: int = 0
+    stages: bool = True  # measure after every model stage
+    latency: bool = True  # first-frame latency of the three kinds of model
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldSection:
+    """The exported world directory."""
+
+    starts: int = 8  # start images, from held-out maps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A run as a value."""
+
+    name: str
+    about: str = ""  # one line for `worldline recipes`
+    seed: int = 0
+    data: DataSection = field(default_factory=DataSection)
+    codec: CodecSection = field(default_factory=CodecSection)
+    base: BaseSection = field(default_factory=BaseSection)
+    model: ModelSection = field(default_factory=ModelSection)
+    rollout: RolloutSection = field(default_factory=RolloutSection)
+    stages: dict[str, StageSection] = field(default_factory=dict)
+    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+    world: WorldSection = field(default_factory=WorldSection)
+
+    def __post_init__(self) -> None:
+        before = ["base"]
+        for name, stage in self.stages.items():
+            if name in BUILT_IN or not re.fullmatch(r"[a-z0-9_]+", name):
+                raise RecipeError(f"stages.{name}: expected a name of a-z, 0-9, _ that is none of {', '.join(BUILT_IN)}")
+            for role, source in stage.roles().items():
+                if source not in before:
+                    raise RecipeError(f"stages.{name}.{role}: no earlier stage '{source}'; {did_you_mean(source, before)}")
+            before.append(name)

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from worldline.schema import WorldlineError
-
 Status = Literal["running", "interrupted", "failed", "done"]
 
 
@@ -19,18 +17,6 @@ def content_hash(config: Any, inputs: dict[str, str]) -> str:
     """sha256 of canonical JSON: a stage's config as data and the hashes of what it reads."""
     text = json.dumps({"config": config, "inputs": inputs}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def tree_hash(directory: Path) -> str:
-    """sha256 over names and bytes of a directory's files: the hash of an input from outside the run. The card is left
-    out: a corrected remark about weights does not change them."""
-    if not directory.is_dir():
-        raise WorldlineError(f"{directory} is no directory; expected one written by a worldline stage")
-    digest = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != "card.json"):
-        digest.update(path.relative_to(directory).as_posix().encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 @dataclass
@@ -44,6 +30,7 @@ class StageRecord:
     seconds: float = 0.0  # of all attempts together
     losses: dict[str, float] = field(default_factory=dict)  # last logged values
     error: str = ""
+    family: str = ""  # see Node.family
 
 
 class StageStore:

@@ -1,0 +1,48 @@
+"""`worldline play`: serve a world and open the page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from worldline.cli.common import Subcommands, command
+
+EXAMPLES = """\
+  worldline play                        the bundled world
+  worldline play runs/nano-demo         the world of a run (or any world directory)
+  worldline play --port 9000 --no-browser
+"""
+
+
+def add(subcommands: Subcommands) -> None:
+    """Register the subcommand."""
+    sub = command(subcommands, "play", main, "walk through a world in the browser: WASD, mouse, arrows", EXAMPLES)
+    sub.add_argument("world", metavar="WORLD", nargs="?", help="a world or run directory (default: the bundled world)")
+    sub.add_argument("--port", type=int, default=8000, metavar="N", help="port of the page (default: 8000)")
+    sub.add_argument("--no-browser", action="store_true", help="do not open a browser")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Find the world and serve it."""
+    return serve_world(find_world(args.world), port=args.port, browser=not args.no_browser)
+
+
+def find_world(name: str | None) -> Path:
+    """A world directory from a world directory, a run directory, or nothing (the bundled world). Raises WorldlineError."""
+    from worldline.recipes.assets import bundled
+    from worldline.schema import WorldlineError
+
+    if name in (None, "nano", "bundled"):
+        return bundled("world")
+    for path in (Path(str(name)), Path(str(name)) / "world"):
+        if (path / "world.json").is_file():
+            return path
+    raise WorldlineError(f"{name} is no world (no world.json); expected a world directory, a run directory, or nothing")
+
+
+def serve_world(world: Path, *, port: int, browser: bool) -> int:
+    """Serve until interrupted."""
+    from worldline.serve.app import serve
+
+    serve(world, port=port, open_browser=browser)
+    return 0

@@ -1,0 +1,42 @@
+"""The card saved with every model: where the weights come from."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from worldline.recipes.workspace import Workspace
+
+LICENCE = "Apache-2.0"
+
+
+def hardware() -> str:
+    """The machine in words: `NVIDIA H200` or `x86_64, 2 cores`, without names of hosts or people."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return f"{platform.machine()} CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+
+
+def card(ws: Workspace, stage: str, *, steps: int, seconds: float, losses: dict[str, float]) -> dict[str, Any]:
+    """Provenance of a stage's weights, as data."""
+    from worldline.recipes.load import recipe_hash
+
+    clips = ws.clips().info
+    return {
+        "licence": LICENCE,
+        "stage": stage,
+        "recipe": ws.recipe.name,
+        "recipe_hash": recipe_hash(ws.recipe)[:12],
+        "seed": ws.recipe.seed,
+        "data": f"{clips['clips']} clips of {clips['source']}, {clips['licence']}, config {clips['fingerprint']}",
+        "starts_from": {part: str(ws.outside(part)) for part in ("codec", "base") if ws.outside(part) is not None},
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "losses": {k: round(v, 5) for k, v in losses.items()},
+        "hardware": hardware(),
+        "software": f"worldline {version('worldline')}, torch {torch.__version__}",
+    }

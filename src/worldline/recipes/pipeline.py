@@ -1,0 +1,156 @@
+"""A recipe as a graph of stages, and `run`: data, encode, codec, base, the conversion stages, world, evaluate, report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from worldline.models.registry import weights_hash
+from worldline.recipes import codec, conversion, results, sources
+from worldline.recipes.builder import RecipeError, to_data
+from worldline.recipes.graph import Interrupted, Node, Progress, execute
+from worldline.recipes.load import save_recipe
+from worldline.recipes.schema import Recipe
+from worldline.recipes.store import StageRecord, StageStore
+from worldline.recipes.training import decisive
+from worldline.recipes.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves: the records of its stages, flat figures, and where to look."""
+
+    records: list[StageRecord]
+    metrics: dict[str, Any]
+    world: Path
+    report: Path | None
+
+
+def plan(recipe: Recipe, run_dir: Path) -> list[Node]:
+    """The stages of a recipe, in order, with what decides each one's result."""
+    ws = Workspace(recipe, run_dir)
+    return [*_sources(recipe, ws), *_conversion(recipe, ws), *_results(recipe, ws)]
+
+
+def _sources(recipe: Recipe, ws: Workspace) -> list[Node]:
+    """Data, codec, latents, base: rendered and trained here, or taken from elsewhere."""
+    nodes = []
+    from_data, from_codec = ws.internal("data"), ws.internal("codec")
+    if recipe.data.path is None:
+        build = recipe.data.build
+        nodes.append(
+            Node("data", to_data(build), (), partial(sources.data, ws), family=build.fingerprint())
+        )
+    if recipe.codec.path is None:
+        nodes.append(Node("codec", _seeded(recipe, recipe.codec), from_data, partial(codec.codec, ws), external=ws.external("data")))
+    nodes.append(
+        Node("encode", {"text": ws.text_encoder().fingerprint}, (*from_data, *from_codec), partial(sources.encode, ws), external=ws.external("data", "codec"))
+    )
+    if recipe.base.path is None:
+        config = {**_seeded(recipe, recipe.base), "model": to_data(recipe.model.config("none"))}
+        nodes.append(Node("base", config, ("encode",), partial(conversion.base, ws)))
+    return nodes
+
+
+def _conversion(recipe: Recipe, ws: Workspace) -> list[Node]:
+    """The model stages, each followed by its evaluation."""
+    nodes = [_evaluation(recipe, ws, "base")] if recipe.evaluate.stages else []
+    for name, stage in recipe.stages.items():
+        sources = tuple(dict.fromkeys(stage.roles().values()))
+        inputs = ("encode", *(s for s in sources if s != "base"), *(ws.internal("base") if "base" in sources else ()))
+        config = {**_seeded(recipe, stage), "model": to_data(recipe.model.config())}
+        if stage.method != "finetune":
+            config["rollout"] = to_data(recipe.rollout)
+        external = ws.external("base") if "base" in sources else {}
+        nodes.append(Node(name, config, inputs, partial(conversion.stage, ws, name), external=external))
+        if recipe.evaluate.stages:
+            nodes.append(_evaluation(recipe, ws, name))
+    return nodes
+
+
+def _evaluation(recipe: Recipe, ws: Workspace, name: str) -> Node:
+    config = {"evaluate": _measure(recipe), "rollout": to_data(recipe.rollout)}
+    inputs = (*(ws.internal("base") if name == "base" else (name,)), *ws.internal("codec"), *ws.internal("data"))
+    external = ws.external(*(["base"] if name == "base" else []), "codec", "data")
+    return Node(
+        f"{name}-evaluation",
+        config,
+        inputs,
+        partial(results.evaluate_stage, ws, name),
+        external=external,
+        of=name if name in recipe.stages or inputs[:1] == ("base",) else "encode",
+        may_fail=True,
+    )
+
+
+def _results(recipe: Recipe, ws: Workspace) -> list[Node]:
+    """The exported world, its figures, the report."""
+    report = Node("report", {}, ("encode",), partial(results.report, ws), always=True)
+    if not recipe.stages:
+        return [report]
+    last = list(recipe.stages)[-1]
+    parts = (*ws.internal("codec"), *ws.internal("data"))
+    external = ws.external("codec", "data")
+    config = {"world": to_data(recipe.world), "rollout": to_data(recipe.rollout)}
+    figures = {"evaluate": _measure(recipe), "rollout": to_data(recipe.rollout)}
+    reference = ws.bundled_world()
+    bundled = {} if reference is None else {"bundled world": weights_hash(reference)}
+    teachers = tuple(name for name in (ws.first("finetune"), ws.first("teacher_forcing")) if name is not None)
+    return [
+        Node("world", config, (last, *parts), partial(results.world, ws), external=external),
+        Node("evaluate", figures, ("world", *teachers, *parts), partial(results.evaluate, ws), external={**external, **bundled}),
+        report,
+    ]
+
+
+def _seeded(recipe: Recipe, section: Any) -> dict[str, Any]:
+    """A section as what decides its result: with the recipe's seed, without settings that only watch or keep."""
+    return {"seed": recipe.seed, **to_data(section), "train": decisive(section.train)}
+
+
+def _measure(recipe: Recipe) -> dict[str, Any]:
+    measure: dict[str, Any] = to_data(recipe.evaluate)
+    del measure["stages"]  # whether, not how
+    return measure
+
+
+def run(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    from_: str | None = None,
+    until: str | None = None,
+    fork: Path | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Run a recipe's stages in order under `run_dir`; finished ones with the same content hash are skipped.
+
+    from_, until: the first stage to redo and the last to run; fork: another run whose equal stages are taken over.
+    Raises RecipeError before anything runs where the recipe does not fit, Interrupted on Ctrl-C, StageError.
+    """
+    if fork is not None and not (fork / "recipe.yaml").is_file():
+        raise RecipeError(f"--fork {fork}: no recipe.yaml there; expected the directory of another run")
+    nodes = plan(recipe, run_dir)
+    save_recipe(recipe, run_dir / "recipe.yaml")
+    try:
+        records = execute(
+            nodes,
+            StageStore(run_dir),
+            from_=from_,
+            until=until,
+            fork=None if fork is None else StageStore(fork),
+            progress=progress,
+        )
+    except Interrupted as stop:
+        raise Interrupted(stop.stage, f"everything finished is kept; go on with: worldline run {run_dir}") from stop
+    report = run_dir / "report" / "index.html"
+    return RunResult(records, read_metrics(run_dir / "evaluate"), run_dir / "world", report if report.is_file() else None)
+
+
+def read_metrics(directory: Path) -> dict[str, Any]:
+    """The flat figures an evaluation wrote; none where it has not run."""
+    path = directory / "metrics.json"
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,0 +1,48 @@
+"""Work of the stages that come before conversion: render clips, encode them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from worldline.data.build import DataConfig, build_dataset
+from worldline.recipes.workspace import Workspace
+
+
+def _bar(what: str) -> Progress:
+    return Progress(
+        TextColumn(f"  {what}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+    )
+
+
+def build_data(config: DataConfig, out: Path, workers: int | None = None) -> None:
+    """Render what is missing of a dataset, with a progress bar. Finished units are never done again."""
+    with _bar("maps") as bar:
+        task = bar.add_task("", total=len(config.units()), note="")
+
+        def progress(done: int, total: int, rate: float) -> None:
+            bar.update(task, completed=done, total=total, note=f"{rate:.0f} frames/s" if rate else "")
+
+        build_dataset(config, out, workers=workers, progress=progress)
+
+
+def data(ws: Workspace, directory: Path) -> dict[str, float]:
+    """Stage `data`."""
+    build_data(ws.recipe.data.build, directory, ws.recipe.data.workers)
+    return {"clips": float(len(ws.clips()))}
+
+
+def encode(ws: Workspace, directory: Path) -> dict[str, float]:
+    """Stage `encode`: latents, poses and prompts of every clip."""
+    from worldline.data.encode import encode_dataset
+
+    with _bar("shards") as bar:
+        task = bar.add_task("", total=None, note="")
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        clips = ws.clips()
+        encode_dataset(clips, ws.codec(), ws.text_encoder(), directory / "latents", progress=progress)
+    return {"clips": float(len(clips))}

@@ -1,0 +1,65 @@
+"""One training run inside a stage: the trainer with a progress bar, its seed, its weights, its card."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+from worldline.methods.base import Method
+from worldline.models.registry import save_model
+from worldline.recipes.builder import to_data
+from worldline.recipes.cards import card
+from worldline.recipes.workspace import Workspace
+from worldline.train.config import TrainConfig
+from worldline.train.loop import Batches, Trainer
+
+# Settings that change how a run is watched and kept, not what it learns: no part of a stage's hash.
+HARMLESS = ("save_every", "save_minutes", "keep", "log_every", "threads")
+
+
+def decisive(train: TrainConfig) -> dict[str, Any]:
+    """The settings that decide the weights."""
+    return {f.name: to_data(getattr(train, f.name)) for f in fields(train) if f.name not in HARMLESS}
+
+
+def stage_seed(recipe_seed: int, stage: str, seed: int) -> int:
+    """A seed of its own for every stage, so that no two stages draw the same noise."""
+    return int.from_bytes(hashlib.sha256(f"{recipe_seed}/{stage}/{seed}".encode()).digest()[:4], "little")
+
+
+def device() -> torch.device:
+    """An accelerator where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train(
+    ws: Workspace, stage: str, method: Method, role: str, data: Batches, config: TrainConfig, directory: Path
+) -> dict[str, float]:
+    """Train under `directory`/train (resuming), save role's averaged weights to `directory`/model; returns last values.
+
+    Raises KeyboardInterrupt after Ctrl-C or SIGTERM, once the trainer has saved.
+    """
+    config = replace(config, seed=stage_seed(ws.recipe.seed, stage, config.seed))
+    columns = (TextColumn("  step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}")) as bar:
+        task = bar.add_task("", total=config.steps, note="")
+
+        def progress(step: int, steps: int, last: dict[str, float]) -> None:
+            losses = "  ".join(f"{k} {v:.4g}" for k, v in last.items() if k.endswith("/loss"))
+            bar.update(task, completed=step, total=steps, note=losses)
+
+        trainer = Trainer(method, data, config, directory / "train", device=device(), progress=progress)
+        result = trainer.fit()
+    if not result.finished:
+        raise KeyboardInterrupt
+    model: nn.Module = method.roles[role]
+    model.load_state_dict(trainer.trained_state(role))
+    losses = {k: v for k, v in result.last.items() if k.endswith("/loss")}
+    save_model(model, directory / "model", card(ws, stage, steps=result.step, seconds=result.seconds, losses=losses))
+    return result.last

@@ -1,0 +1,112 @@
+"""Where the parts of a run are, on disk and as objects."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worldline.models.registry import load_model, load_state, weights_hash
+from worldline.models.text import HashTextEncoder
+from worldline.models.wan import CameraMode, WanModel
+from worldline.recipes.assets import ASSETS, LINE, located
+from worldline.schema import WorldlineError
+
+if TYPE_CHECKING:
+    from worldline.data.dataset import ClipDataset
+    from worldline.models.nano_vae import NanoVAE
+    from worldline.recipes.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A recipe and its run directory. Parts (`data`, `codec`, `base`) are made by the run or come from outside."""
+
+    recipe: Recipe
+    run_dir: Path
+
+    def outside(self, part: str) -> str | None:
+        """The recipe's path of a part from outside the run; None where the run makes it."""
+        section = {"data": self.recipe.data, "codec": self.recipe.codec, "base": self.recipe.base}[part]
+        return section.path
+
+    def internal(self, *parts: str) -> tuple[str, ...]:
+        """Those parts that are stages of this run."""
+        return tuple(part for part in parts if self.outside(part) is None)
+
+    def external(self, *parts: str) -> dict[str, str]:
+        """Content hashes of those parts that come from outside. Raises WorldlineError where one is missing."""
+        hashes = {}
+        for part in parts:
+            if self.outside(part) is not None:
+                hashes[part] = self._fingerprint() if part == "data" else weights_hash(self.part(part))
+        return hashes
+
+    def _fingerprint(self) -> str:
+        path = self.part("data") / "dataset.json"
+        if not path.is_file():
+            raise WorldlineError(f"data.path: {path.parent} is no finished dataset; build it with `worldline data build`")
+        info = json.loads(path.read_text())
+        return f"{info['fingerprint']}-{info['clips']}"
+
+    def part(self, part: str) -> Path:
+        """Directory of `data`, or model directory of `codec` or `base`."""
+        path = self.outside(part)
+        if path is None:
+            return self.run_dir / part if part == "data" else self.run_dir / part / "model"
+        return Path(path) if part == "data" else located(path, part)
+
+    def model_dir(self, stage: str) -> Path:
+        """Model directory of a stage or of the base."""
+        return self.part("base") if stage == "base" else self.run_dir / stage / "model"
+
+    def model(self, stage: str, camera: CameraMode | None = None) -> WanModel:
+        """A stage's weights in the recipe's backbone (`camera` overrides how it takes cameras). A base without camera
+        projections gets silent ones."""
+        config = self.recipe.model.config(camera)
+        trained = load_model(self.model_dir(stage))
+        if not isinstance(trained, WanModel):
+            raise WorldlineError(f"{self.model_dir(stage)} holds a {type(trained).__name__}; expected a video model")
+        if trained.config == config:
+            return trained
+        if type(config)(**{**vars(trained.config), "camera": config.camera, "camera_share": config.camera_share}) != config:
+            raise WorldlineError(
+                f"stage '{stage}' holds {trained.config}, the recipe says {config}; make `model` the same, or retrain the base"
+            )
+        model = WanModel(config)
+        load_state(model, trained.state_dict(), may_miss=("prope_o",))
+        return model.eval()
+
+    def codec(self) -> NanoVAE:
+        """The codec, ready to encode and decode."""
+        codec = load_model(self.part("codec"))
+        if isinstance(codec, WanModel):
+            raise WorldlineError(f"{self.part('codec')} holds a video model; expected a codec")
+        return codec  # type: ignore[return-value]
+
+    def text_encoder(self) -> HashTextEncoder:
+        """The prompt encoder that fits the backbone."""
+        config = self.recipe.model.config()
+        return HashTextEncoder(config.text_dim, config.text_len)
+
+    def clips(self) -> ClipDataset:
+        """The rendered clips."""
+        from worldline.data.dataset import open_dataset
+
+        return open_dataset(self.part("data"))
+
+    def first(self, method: str) -> str | None:
+        """The first stage of a method: how reports find the bidirectional and the multi-step causal model."""
+        return next((name for name, stage in self.recipe.stages.items() if stage.method == method), None)
+
+    @property
+    def last(self) -> str | None:
+        """The last conversion stage: the world's weights."""
+        return list(self.recipe.stages)[-1] if self.recipe.stages else None
+
+    @staticmethod
+    def bundled_world() -> Path | None:
+        """The bundled world, where the package has one."""
+        world = ASSETS / LINE / "world"
+        return world if (world / "world.json").is_file() else None

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from worldline.data.loader import LatentDataset
 from worldline.methods.base import Method
+from worldline.methods.ode import OdeTrajectories, generate_trajectories
 from worldline.models.wan import WanModel
 from worldline.recipes.schema import StageSection
+from worldline.recipes.sources import bar
 from worldline.recipes.training import device, stage_seed, train
 from worldline.recipes.workspace import Workspace
+from worldline.rollout.plan import RolloutPlan
 from worldline.schema import TextEmbedding, WorldlineError
+from worldline.train.loop import Batches
 
 
 def empty_prompt(ws: Workspace) -> TextEmbedding:
@@ -37,8 +43,6 @@ def latents(ws: Workspace) -> LatentDataset:
 
 def base(ws: Workspace, directory: Path) -> dict[str, float]:
     """Stage `base`: pretraining from scratch, without cameras."""
-    import torch
-
     section = ws.recipe.base
     torch.manual_seed(stage_seed(ws.recipe.seed, "base weights", section.train.seed))
     model = WanModel(ws.recipe.model.config("none"))
@@ -48,24 +52,72 @@ def base(ws: Workspace, directory: Path) -> dict[str, float]:
 
 def stage(ws: Workspace, name: str, directory: Path) -> dict[str, float]:
     """A conversion stage: build its method, train, save the model."""
-    import torch
-
     section = ws.recipe.stages[name]
-    # Weights a stage adds (silent ones aside) are drawn here.
+    # Weights that a stage adds are drawn here (those of a camera branch start silent).
     torch.manual_seed(stage_seed(ws.recipe.seed, f"{name} weights", section.train.seed))
-    method, role = BUILDERS[section.method](ws, section, directory)
-    return train(ws, name, method, role, latents(ws), section.train, directory)
+    built = BUILDERS[section.method](ws, section, name, directory)
+    return train(ws, name, built.method, built.role, built.data, section.train, directory)
 
 
-def _finetune(ws: Workspace, section: StageSection, directory: Path) -> tuple[Method, str]:
-    return section.options.build(ws.model(section.init), empty_prompt(ws)), "model"
+@dataclass(frozen=True)
+class Built:
+    """A method ready to train: the role whose weights the stage leaves, and what it trains on."""
+
+    method: Method
+    role: str
+    data: Batches
 
 
-def _teacher_forcing(ws: Workspace, section: StageSection, directory: Path) -> tuple[Method, str]:
-    return section.options.build(ws.model(section.init), ws.recipe.rollout.visibility(), empty_prompt(ws)), "model"
+def _finetune(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
+    return Built(section.options.build(ws.model(section.init), empty_prompt(ws)), "model", latents(ws))
 
 
-BUILDERS: dict[str, Callable[[Workspace, StageSection, Path], tuple[Method, str]]] = {
+def _teacher_forcing(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
+    method = section.options.build(ws.model(section.init), ws.recipe.rollout.visibility(), empty_prompt(ws))
+    return Built(method, "model", latents(ws))
+
+
+def _ode(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
+    clips, visibility = latents(ws), ws.recipe.rollout.visibility()
+    with bar("trajectories") as shown:
+        task = shown.add_task("", total=None, note="")
+        generate_trajectories(
+            ws.model(_named(section.teacher)).to(device()),
+            clips,
+            empty_prompt(ws),
+            visibility,
+            section.options,
+            directory / "trajectories",
+            seed=stage_seed(ws.recipe.seed, f"{name} trajectories", section.train.seed),
+            autocast=section.train.precision == "bf16",
+            progress=lambda done, total: shown.update(task, completed=done, total=total),
+        )
+    data = OdeTrajectories(directory / "trajectories", clips)
+    return Built(section.options.build(ws.model(section.init), visibility), "model", data)
+
+
+def _consistency(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
+    student, teacher = ws.model(section.init), ws.model(_named(section.teacher))
+    method = section.options.build(student, teacher, ws.recipe.rollout.visibility(), empty_prompt(ws))
+    return Built(method, "model", latents(ws))
+
+
+def _dmd(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
+    rollout = ws.recipe.rollout
+    plan = RolloutPlan.few_step(rollout.visibility(), rollout.steps)
+    generator, real, fake = (ws.model(_named(s)) for s in (section.init, section.real, section.fake))
+    return Built(section.options.build(generator, real, fake, plan, empty_prompt(ws)), "generator", latents(ws))
+
+
+def _named(stage: str | None) -> str:
+    assert stage is not None, "the recipe's schema demands the roles of a method"
+    return stage
+
+
+BUILDERS: dict[str, Callable[[Workspace, StageSection, str, Path], Built]] = {
     "finetune": _finetune,
     "teacher_forcing": _teacher_forcing,
+    "ode": _ode,
+    "consistency": _consistency,
+    "dmd": _dmd,
 }

@@ -11,7 +11,10 @@ from typing import Any, Literal, get_type_hints
 from worldline.data.build import DataConfig
 from worldline.functional.masks import Visibility
 from worldline.methods.autoencoder import AutoencoderConfig
+from worldline.methods.consistency import ConsistencyConfig
+from worldline.methods.dmd import DMDConfig
 from worldline.methods.finetune import FinetuneConfig
+from worldline.methods.ode import ODEConfig
 from worldline.methods.teacher_forcing import TeacherForcingConfig
 from worldline.models.nano_vae import NanoVAEConfig
 from worldline.models.registry import variant
@@ -24,6 +27,9 @@ Kind = Literal["finetune", "teacher_forcing", "ode", "consistency", "dmd"]
 OPTIONS: dict[str, type] = {
     "finetune": FinetuneConfig,
     "teacher_forcing": TeacherForcingConfig,
+    "ode": ODEConfig,
+    "consistency": ConsistencyConfig,
+    "dmd": DMDConfig,
 }
 # Networks a method needs besides the one it trains, and whether a stage must name them.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -178,4 +184,9 @@ class Recipe:
             for role, source in stage.roles().items():
                 if source not in before:
                     raise RecipeError(f"stages.{name}.{role}: no earlier stage '{source}'; {did_you_mean(source, before)}")
+            if isinstance(stage.options, ODEConfig) and stage.options.steps != self.rollout.steps:
+                raise RecipeError(
+                    f"stages.{name}.options.steps is {stage.options.steps}, rollout.steps is {self.rollout.steps}; a student "
+                    f"learns the levels it will be asked at: make them the same"
+                )
             before.append(name)

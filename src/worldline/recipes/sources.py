@@ -10,7 +10,8 @@ from worldline.data.build import DataConfig, build_dataset
 from worldline.recipes.workspace import Workspace
 
 
-def _bar(what: str) -> Progress:
+def bar(what: str) -> Progress:
+    """A progress bar of countable things."""
     return Progress(
         TextColumn(f"  {what}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
     )
@@ -18,11 +19,11 @@ def _bar(what: str) -> Progress:
 
 def build_data(config: DataConfig, out: Path, workers: int | None = None) -> None:
     """Render what is missing of a dataset, with a progress bar. Finished units are never done again."""
-    with _bar("maps") as bar:
-        task = bar.add_task("", total=len(config.units()), note="")
+    with bar("maps") as shown:
+        task = shown.add_task("", total=len(config.units()), note="")
 
         def progress(done: int, total: int, rate: float) -> None:
-            bar.update(task, completed=done, total=total, note=f"{rate:.0f} frames/s" if rate else "")
+            shown.update(task, completed=done, total=total, note=f"{rate:.0f} frames/s" if rate else "")
 
         build_dataset(config, out, workers=workers, progress=progress)
 
@@ -37,11 +38,11 @@ def encode(ws: Workspace, directory: Path) -> dict[str, float]:
     """Stage `encode`: latents, poses and prompts of every clip."""
     from worldline.data.encode import encode_dataset
 
-    with _bar("shards") as bar:
-        task = bar.add_task("", total=None, note="")
+    with bar("shards") as shown:
+        task = shown.add_task("", total=None, note="")
 
         def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+            shown.update(task, completed=done, total=total)
 
         clips = ws.clips()
         encode_dataset(clips, ws.codec(), ws.text_encoder(), directory / "latents", progress=progress)

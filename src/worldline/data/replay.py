@@ -1,101 +1,81 @@
-"""The simulator as ground truth: the same start under any controls, in worker processes like the builder's."""
+"""The data's own engine as a simulator: any start, any controls, the frames and poses that truly follow.
+
+Evaluation compares a model with it: the same start under the same controls (what should be seen) or under others (what
+should not). Replaying a clip's own controls gives the clip's own bytes.
+"""
 
 from __future__ import annotations
 
-import os
-import pickle
-import signal
-import subprocess
-import sys
 import tempfile
-from dataclasses import dataclass
-from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
+from worldline.data.dataset import Clip
+from worldline.data.sources.doomrooms.engine import DoomRooms, Spawn
+from worldline.data.sources.doomrooms.maps import Map
 from worldline.schema import CameraPath, Controls, WorldlineError
 
 
-@dataclass(frozen=True)
-class Job:
-    """One replay: a map, a spawn (x, y, angle) or None to draw one from `seed`, and the controls."""
+class Replay:
+    """One map, ready to walk. A context manager: the engine ends with it.
 
-    map_seed: int
-    controls: Controls
-    spawn: tuple[int, int, float] | None = None
-    seed: int = 0
-    height: int = 64
-    width: int = 96
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """frames: uint8 [F + 1, H, W, 3]; cameras of each; where it started and what that place is."""
-
-    frames: np.ndarray
-    cameras: CameraPath
-    spawn: tuple[int, int, float]
-    caption: str
-
-
-def replay(jobs: list[Job], timeout: float = 600.0) -> list[Replayed]:
-    """Run the jobs, one engine process a map. The same job gives the same bytes, and a clip's own controls give the clip.
-
-    Raises WorldlineError naming the map where an engine gave no result.
+    height, width: pixels of the frames, as the dataset's. Raises WorldlineError where the game engine is not installed.
     """
-    by_map: dict[int, list[int]] = {}
-    for i, job in enumerate(jobs):
-        by_map.setdefault(job.map_seed, []).append(i)
-    results: dict[int, Replayed] = {}
-    for map_seed, members in by_map.items():
-        for i, result in zip(members, _run_map(map_seed, [jobs[i] for i in members], timeout), strict=True):
-            results[i] = result
-    return [results[i] for i in range(len(jobs))]
 
+    def __init__(self, map_seed: int, *, height: int = 64, width: int = 96) -> None:
+        self.map_seed = map_seed
+        self._scratch = tempfile.TemporaryDirectory(prefix="worldline-replay-", ignore_cleanup_errors=True)
+        try:
+            self._engine = DoomRooms(map_seed, self._scratch.name, height, width)
+        except ModuleNotFoundError as error:
+            self._scratch.cleanup()
+            raise WorldlineError(f"replaying needs the game engine ({error}); pip install vizdoom") from error
+        except BaseException:
+            self._scratch.cleanup()
+            raise
 
-def _run_map(map_seed: int, jobs: list[Job], timeout: float) -> list[Replayed]:
-    with tempfile.TemporaryDirectory(prefix="worldline-replay-", ignore_cleanup_errors=True) as scratch:
-        out = Path(scratch) / "out.pickle"
-        (Path(scratch) / "jobs.pickle").write_bytes(pickle.dumps(jobs))
-        with open(Path(scratch) / "log", "wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "worldline.data.replay", scratch],
-                cwd=scratch,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-            try:
-                process.wait(timeout)
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-        if not out.exists():
-            words = (Path(scratch) / "log").read_text(errors="replace")[-1500:]
-            raise WorldlineError(f"the simulator gave no result for map {map_seed} (exit status {process.returncode}):\n{words}")
-        return pickle.loads(out.read_bytes())
+    @classmethod
+    def of(cls, clip: Clip) -> Replay:
+        """The map a clip was recorded on, at the clip's size."""
+        height, width = clip.frames.shape[1:3]
+        return cls(clip.map_seed, height=height, width=width)
 
+    @property
+    def level(self) -> Map:
+        """The map: rooms, walls, captions."""
+        return self._engine.level
 
-def _main(scratch: Path) -> None:
-    from worldline.data.sources.doomrooms.engine import DoomRooms, Spawn
+    def random_spawn(self, rng: np.random.Generator) -> Spawn:
+        """A place with room around it, looking anywhere."""
+        return self._engine.random_spawn(rng)
 
-    jobs: list[Job] = pickle.loads((scratch / "jobs.pickle").read_bytes())
-    engine = DoomRooms(jobs[0].map_seed, scratch, jobs[0].height, jobs[0].width)
-    done = []
-    for job in jobs:
-        rng = np.random.default_rng([job.seed, job.map_seed])
-        spawn = engine.random_spawn(rng) if job.spawn is None else Spawn(*job.spawn)
-        frames, cameras = engine.play(spawn, job.controls)
-        done.append(Replayed(frames, cameras, (spawn.x, spawn.y, spawn.angle), engine.level.caption(spawn.x, spawn.y)))
-    (scratch / "out.tmp").write_bytes(pickle.dumps(done))
-    os.replace(scratch / "out.tmp", scratch / "out.pickle")
+    def play(self, start: Clip | Spawn, controls: Controls | None = None) -> tuple[np.ndarray, CameraPath]:
+        """Walk from `start`: frames uint8 [F + 1, H, W, 3] and their cameras in game units, for F rows of controls; action
+        t acts between frames t and t + 1. Frame 0 of a start from a clip is the clip's frame 0; without `controls` the
+        clip's own are replayed.
 
+        Raises WorldlineError on a clip of another map, on controls no walker has (up, pitch, roll), or on a start from a
+        bare spawn without controls.
+        """
+        if isinstance(start, Clip):
+            if start.map_seed != self.map_seed:
+                raise WorldlineError(f"clip {start.id} is of map {start.map_seed}, not {self.map_seed}; use Replay.of(clip)")
+            controls = start.controls[: len(start.frames) - 1] if controls is None else controls
+            start = Spawn(*start.spawn)
+        if controls is None:
+            raise WorldlineError("a spawn has no controls of its own; pass the controls to play")
+        if controls.move[:, 1].any() or controls.look[:, 1:].any():
+            raise WorldlineError("controls ask for up, pitch or roll; expected right, forward and yaw alone, set the rest to 0")
+        return self._engine.play(start, controls)
 
-if __name__ == "__main__":
-    # Run under its import name, so that pickled classes are found.
-    from worldline.data import replay as module
+    def close(self) -> None:
+        """End the engine and remove its files. Doing so twice is harmless."""
+        self._engine.game.close()
+        self._scratch.cleanup()
 
-    module._main(Path(sys.argv[1]))
+    def __enter__(self) -> Replay:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

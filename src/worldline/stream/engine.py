@@ -1,0 +1,178 @@
+"""Engine: a world's weights, ready to stream. One engine, many sessions.
+
+engine = Engine.load("assets/nano/world")
+session = engine.session("room-3", seed=7)
+frames = session.step(controls)                    # uint8 [n, H, W, 3]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from worldline.models.nano_vae import NanoVAE
+from worldline.models.registry import load_model, weights_hash
+from worldline.models.text import HashTextEncoder
+from worldline.models.wan import WanModel
+from worldline.schema import Controls, TextEmbedding, TimeGrid, WorldlineError
+from worldline.stream.session import Session
+from worldline.stream.world import Start, WorldConfig, checked, read_starts
+
+DType = Literal["auto", "float32", "bfloat16"]
+MAX_PROMPT = 500  # characters
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a world is, for pages, logs and benchmarks. Latent and pixel counts are of one chunk."""
+
+    name: str
+    fps: float
+    height: int
+    width: int
+    stride: int  # pixel frames a latent
+    latents_per_chunk: int
+    frames_per_chunk: int
+    window: int  # latent frames of visible past, the chunk included
+    steps: int  # model calls a chunk, without the commit
+    turn_deg_per_frame: float
+    max_turn_deg_per_frame: float
+    parameters: int
+    weights: str  # first digits of the weights' hash
+    device: str
+    dtype: str
+    threads: int
+
+
+class Engine:
+    """Weights and codec on a device. Use `load`; sessions hold all that changes."""
+
+    def __init__(
+        self, model: WanModel, codec: NanoVAE, config: WorldConfig, starts: dict[str, Start], *, name: str, weights: str,
+        device: str = "cpu", dtype: DType = "auto",
+    ) -> None:  # fmt: skip
+        self.model, self.codec, self.config, self.starts = (
+            model.to(device).eval(),
+            codec.to(device).eval(),
+            config,
+            starts,
+        )
+        self.device = torch.device(device)
+        # On two CPU cores bf16 gains nothing at these widths (nano, one thread: 45 against 47 ms a chunk) and costs
+        # accuracy; on an accelerator it is what the tensor cores are for.
+        self.dtype = dtype if dtype != "auto" else ("bfloat16" if self.device.type == "cuda" else "float32")
+        self.name, self.weights = name, weights
+        self.grid = TimeGrid(codec.config.stride)
+        self._texts: dict[str, TextEmbedding] = {}
+        self._encoder = HashTextEncoder(model.config.text_dim, model.config.text_len)
+
+    @staticmethod
+    def load(
+        world: str | Path, device: str = "cpu", dtype: DType = "auto", threads: int | None = None, warm: bool = True
+    ) -> Engine:
+        """Load a world directory.
+
+        threads: CPU threads of the whole process; None measures one against all of this machine's and keeps the faster
+        (a small world often loses more to waiting than it gains; results may differ in the last bits between counts).
+        warm: run two chunks now, so that the first player does not pay for first calls.
+        """
+        directory = Path(world)
+        config = WorldConfig.read(directory)
+        model, codec = load_model(directory), load_model(directory / config.codec)
+        if not isinstance(model, WanModel) or not isinstance(codec, NanoVAE):
+            raise WorldlineError(
+                f"{directory} holds a {type(model).__name__} and a {type(codec).__name__}; expected a world and its codec"
+            )
+        if codec.latent_channels != model.config.in_channels:
+            raise WorldlineError(
+                f"the codec's {codec.latent_channels} latent channels do not fit the world's {model.config.in_channels}; "
+                f"point `codec` of {directory / 'world.json'} to the codec it was trained with"
+            )
+        starts = read_starts(directory / config.starts, config.height, config.width)
+        engine = Engine(
+            model, codec, config, starts, name=directory.resolve().parent.name, weights=weights_hash(directory),
+            device=device, dtype=dtype,
+        )  # fmt: skip
+        if threads is not None:
+            torch.set_num_threads(threads)
+        elif engine.device.type == "cpu" and warm:
+            engine._choose_threads()
+        if warm:
+            engine._time_chunks(2)
+        return engine
+
+    @property
+    def spec(self) -> Spec:
+        """The facts of this world on this device."""
+        c, visibility = self.config, self.config.visibility
+        return Spec(
+            name=self.name, fps=c.fps, height=c.height, width=c.width, stride=self.grid.stride,
+            latents_per_chunk=visibility.chunk, frames_per_chunk=self.frames_per_chunk, window=visibility.window or 0,
+            steps=len(c.sigmas), turn_deg_per_frame=c.turn_deg_per_frame, max_turn_deg_per_frame=c.max_turn_deg_per_frame,
+            parameters=sum(p.numel() for p in self.model.parameters()), weights=self.weights, device=str(self.device),
+            dtype=self.dtype, threads=torch.get_num_threads(),
+        )  # fmt: skip
+
+    @property
+    def frames_per_chunk(self) -> int:
+        """Pixel frames a step takes controls for and returns."""
+        return self.config.visibility.chunk * self.grid.stride
+
+    def session(self, image: np.ndarray | str | None = None, prompt: str | None = None, seed: int = 0) -> Session:
+        """A new walk. image: uint8 [H, W, 3], the name of a start, or None for the first start. prompt: None takes the
+        start's caption. The same image, prompt, seed and controls give the same frames."""
+        if image is None:
+            if not self.starts:
+                raise WorldlineError("this world has no start images; pass image= as uint8 [H, W, 3]")
+            image = next(iter(self.starts))
+        if isinstance(image, str):
+            if image not in self.starts:
+                raise WorldlineError(f"start {image!r}; expected one of {sorted(self.starts)}")
+            start = self.starts[image]
+            image, prompt = start.image, start.caption if prompt is None else prompt
+        return Session(self, checked(image, self.config.height, self.config.width), prompt or "", seed)
+
+    def text(self, prompt: str) -> TextEmbedding:
+        """The embedding of a prompt, encoded once. Raises WorldlineError on a prompt beyond all use."""
+        if len(prompt) > MAX_PROMPT:
+            raise WorldlineError(f"prompt of {len(prompt)} characters; expected at most {MAX_PROMPT}")
+        if prompt not in self._texts:
+            if len(self._texts) >= 256:  # a player's typing must not fill the memory
+                self._texts.clear()
+            self._texts[prompt] = self._encoder.encode([prompt]).to(self.device)
+        return self._texts[prompt]
+
+    @contextlib.contextmanager
+    def compute(self):
+        """Inference mode in the engine's compute type."""
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"),
+        ):
+            yield
+
+    def _time_chunks(self, n: int) -> float:
+        """Seconds of the fastest of n chunks of a throw-away session."""
+        blank = np.zeros((self.config.height, self.config.width, 3), np.uint8)
+        session, best = Session(self, blank, "", 0), float("inf")
+        for _ in range(n):
+            begin = time.perf_counter()
+            session.step(Controls.still(self.frames_per_chunk))
+            best = min(best, time.perf_counter() - begin)
+        return best
+
+    def _choose_threads(self) -> None:
+        """Keep one thread where all of them are not at least a tenth faster."""
+        many = torch.get_num_threads()
+        if many == 1:
+            return
+        together = self._time_chunks(4)
+        torch.set_num_threads(1)
+        if together < 0.9 * self._time_chunks(4):
+            torch.set_num_threads(many)

@@ -1,0 +1,52 @@
+"""The pacing rule in virtual time."""
+
+from __future__ import annotations
+
+import pytest
+
+from worldline.stream.pacing import Pacer
+
+
+def play(pacer: Pacer, compute: list[float]) -> tuple[list[float], list[float]]:
+    """Chunks that take `compute` seconds each, one after the other -> (due times, start times)."""
+    now, due, starts = 0.0, [], []
+    for seconds in compute:
+        now = max(now, pacer.start_at())
+        starts.append(now)
+        now += seconds
+        due += pacer.show(now, seconds)
+    return due, starts
+
+
+def test_a_fast_machine_shows_frames_at_native_rate_without_a_gap():
+    due, _ = play(Pacer(16, 4), [0.05] * 20)
+    gaps = [b - a for a, b in zip(due, due[1:], strict=False)]
+    assert gaps == pytest.approx([1 / 16] * len(gaps))
+
+
+def test_chunks_start_as_late_as_they_may():
+    pacer = Pacer(16, 4, margin=0.01)
+    due, starts = play(pacer, [0.05] * 20)
+    assert due[40] - starts[10] == pytest.approx(0.05 + 0.01)
+
+
+def test_a_slow_machine_spreads_its_frames_evenly():
+    due, starts = play(Pacer(16, 4), [0.4] * 20)
+    gaps = [b - a for a, b in zip(due[20:], due[21:], strict=False)]
+    assert gaps == pytest.approx([0.1] * len(gaps))
+    assert starts[-1] == pytest.approx(19 * 0.4)  # it never waits
+
+
+def test_one_late_chunk_does_not_make_the_next_hurry():
+    due, _ = play(Pacer(16, 4), [0.05] * 8 + [0.5] + [0.05] * 8)
+    gaps = [b - a for a, b in zip(due, due[1:], strict=False)]
+    assert min(gaps) > 0.99 / 16
+    assert sum(g > 1.01 / 16 for g in gaps) <= 8
+
+
+def test_after_a_restart_the_first_frame_is_due_at_once():
+    pacer = Pacer(16, 4)
+    play(pacer, [0.05] * 4)
+    pacer.restart()
+    assert pacer.start_at() == float("-inf")
+    assert pacer.show(100.0, 0.05)[0] == 100.0

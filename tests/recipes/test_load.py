@@ -56,7 +56,7 @@ def test_overrides_are_typed(child):
         ("stages.camera.method=finetun", r"stages\.camera\.method: .*did you mean 'finetune'"),
         ("stages.ar.init=camra", r"stages\.ar\.init: no earlier stage 'camra'; did you mean 'camera'"),
         ("stages.ar.teacher=camera", r"teacher_forcing has no `teacher`"),
-        ("stages.report={method: finetune}", r"stages\.report: expected a name"),
+        ("stages.report={method: finetune}", r"stages\.report: expected a-z"),
         ("model.changes={num_layer: 2}", r"num_layer: unknown key; did you mean 'num_layers'"),
         ("model.variant=nanoo", r"variant 'nanoo'"),
         ("rollout.chunk", r"--set rollout.chunk: expected key=value"),

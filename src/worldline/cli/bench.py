@@ -12,8 +12,8 @@ EXAMPLES = "  worldline bench --model nano --seconds 20 --json bench.json\n  wor
 
 def add(subcommands: Subcommands) -> None:
     """Register the subcommand."""
-    sub = command(subcommands, "bench", main, "measure frames a second, first frame and action-to-pixel latency", EXAMPLES)
-    sub.add_argument("--model", default="nano", metavar="WORLD", help="bundled line, world or run directory (default: nano)")
+    sub = command(subcommands, "bench", main, "measure frame rate and latency of a world here", EXAMPLES)
+    sub.add_argument("--model", default="nano", metavar="WORLD", help="bundled, world or run directory (default: nano)")
     sub.add_argument("--seconds", type=float, default=20.0, metavar="S", help="how long to stream (default: 20)")
     sub.add_argument("--json", type=Path, metavar="F", help="write the figures as flat JSON")
 

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from worldline.recipes.store import StageRecord
 
 Subcommands = Any  # argparse's own type is private
+Main = Callable[[argparse.Namespace], int | None]
 
 
 def command(
-    subcommands: Subcommands, name: str, main: Callable[[argparse.Namespace], int | None], summary: str, examples: str = ""
+    subcommands: Subcommands, name: str, main: Main, summary: str, examples: str = ""
 ) -> argparse.ArgumentParser:
     """A subcommand whose help ends with examples."""
     sub: argparse.ArgumentParser = subcommands.add_parser(
@@ -30,6 +31,11 @@ def command(
     )
     sub.set_defaults(main=main)
     return sub
+
+
+def add_overrides(sub: argparse.ArgumentParser, what: str = "override one option") -> None:
+    """The repeatable `--set KEY=VALUE`."""
+    sub.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help=what)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -53,7 +59,9 @@ class ConsoleProgress:
 
     def skipped(self, node: Node, record: StageRecord) -> None:
         """A finished stage with the same content hash."""
-        self.console.print(f"[dim]✓ {node.name}: done before ({duration(record.seconds)}), nothing it reads has changed[/]")
+        self.console.print(
+            f"[dim]✓ {node.name}: unchanged, done before ({duration(record.seconds)})[/]", highlight=False
+        )
 
     def started(self, node: Node, resumed: bool) -> None:
         """A stage starts or goes on."""
@@ -61,8 +69,10 @@ class ConsoleProgress:
 
     def finished(self, node: Node, record: StageRecord) -> None:
         """A stage ended; a failed evaluation is said and passed over."""
+        from rich.text import Text
+
         if record.status == "failed":
-            self.console.print(f"[yellow]! {node.name} failed and is left out of the report: {record.error}[/]", highlight=False)
+            self.console.print(Text(f"! {node.name} failed and is left out of the report: {record.error}", "yellow"))
             return
         losses = "  ".join(f"{k} {v:.4g}" for k, v in record.losses.items())
         self.console.print(f"[green]✓ {node.name}[/] {duration(record.seconds)}  [dim]{losses}[/]", highlight=False)

@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from worldline.cli.common import Subcommands, command, duration
+from worldline.cli.common import Subcommands, add_overrides, command, duration
 
 BUILD = """\
   worldline data build --out data/rooms                          the default number of maps
@@ -14,7 +14,9 @@ BUILD = """\
   worldline data build --out data/rooms --set maps=4 --set clips_per_map=8
   Stopped or killed? The same command goes on; finished units are kept.
 """
-INSPECT = "  worldline data inspect data/rooms --out rooms.png\n  worldline data inspect runs/demo/data --clips 4 --out rooms.png\n"
+INSPECT = (
+    "  worldline data inspect data/rooms --out rooms.png\n  worldline data inspect runs/nano-demo/data --clips 4\n"
+)
 
 
 def add(subcommands: Subcommands) -> None:
@@ -22,13 +24,15 @@ def add(subcommands: Subcommands) -> None:
     top = command(subcommands, "data", lambda _: top.print_help(), "render clips with exact cameras, and look at them")
     inner = top.add_subparsers(metavar="ACTION")
     sub = command(inner, "build", build, "render clips, cameras and controls in a game engine; resumable", BUILD)
-    sub.add_argument("recipe", metavar="RECIPE", nargs="?", help="take the data options of this recipe (default: DataConfig's)")
+    sub.add_argument(
+        "recipe", metavar="RECIPE", nargs="?", help="take the data options of this recipe (default: DataConfig's)"
+    )
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
-    sub.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="one data option")
+    add_overrides(sub, "set one data option")
     sub.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one a CPU core)")
     sub = command(inner, "inspect", inspect, "a contact sheet with a bird's-eye view of the trajectories", INSPECT)
     sub.add_argument("data", type=Path, metavar="DIR", help="a built dataset")
-    sub.add_argument("--out", type=Path, default=Path("dataset.png"), metavar="PNG", help="the picture (default: dataset.png)")
+    sub.add_argument("--out", type=Path, default=Path("dataset.png"), metavar="PNG", help="(default: dataset.png)")
     sub.add_argument("--clips", type=int, default=8, metavar="N", help="clips on the sheet (default: 8)")
 
 

@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from worldline.cli.common import ConsoleProgress, Subcommands, command, duration, write_json
+from worldline.cli.common import ConsoleProgress, Subcommands, add_overrides, command, duration, write_json
 
 EXAMPLES = """\
   worldline demo                                  data -> camera -> causal -> few-step -> report, then the page
@@ -17,10 +17,10 @@ EXAMPLES = """\
 
 def add(subcommands: Subcommands) -> None:
     """Register the subcommand."""
-    sub = command(subcommands, "demo", main, "convert the bundled base into a world through every stage, then play it", EXAMPLES)
+    sub = command(subcommands, "demo", main, "convert the bundled base into a world, then play it", EXAMPLES)
     sub.add_argument("--recipe", default="nano-demo", metavar="RECIPE", help="another recipe (default: nano-demo)")
     sub.add_argument("--run-dir", type=Path, metavar="DIR", help="where stages write (default: runs/<recipe name>)")
-    sub.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="override one option")
+    add_overrides(sub)
     sub.add_argument("--no-serve", action="store_true", help="stop after the report")
     sub.add_argument("--no-browser", action="store_true", help="serve without opening a browser")
     sub.add_argument("--port", type=int, default=8000, metavar="N", help="port of the page (default: 8000)")

@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def find_world(name: str | None) -> Path:
-    """A world directory from a world directory, a run directory, or nothing (the bundled world). Raises WorldlineError."""
+    """The world of a world directory, a run directory, or nothing (the bundled one). Raises WorldlineError."""
     from worldline.recipes.assets import bundled
     from worldline.schema import WorldlineError
 

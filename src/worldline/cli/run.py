@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from worldline.cli.common import ConsoleProgress, Subcommands, command, duration
+from worldline.cli.common import ConsoleProgress, Subcommands, add_overrides, command, duration
 
 EXAMPLES = """\
   worldline run nano-demo                        a library recipe (see `worldline recipes`) into runs/nano-demo
@@ -24,9 +24,9 @@ def add(subcommands: Subcommands) -> None:
     sub.add_argument("recipe", metavar="RECIPE", help="library name, path to a .yaml, or a run directory to go on with")
     sub.add_argument("--from", dest="from_", metavar="STAGE", help="redo this stage and all after it")
     sub.add_argument("--until", metavar="STAGE", help="stop after this stage")
-    sub.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="override one option")
+    add_overrides(sub)
     sub.add_argument("--run-dir", type=Path, metavar="DIR", help="where stages write (default: runs/<recipe name>)")
-    sub.add_argument("--fork", type=Path, metavar="DIR", help="another run to take finished stages of the same hash from")
+    sub.add_argument("--fork", type=Path, metavar="DIR", help="take over finished, equal stages of another run")
     sub.add_argument("--print", dest="show", action="store_true", help="show the resolved recipe and its stages only")
 
 
@@ -48,7 +48,9 @@ def main(args: argparse.Namespace) -> int:
     result = run(
         resolved, run_dir, from_=args.from_, until=args.until, fork=args.fork, progress=ConsoleProgress(console)
     )
-    console.print(f"[bold]{run_dir}[/]: {len(result.records)} stages, {duration(sum(r.seconds for r in result.records))}")
+    console.print(
+        f"[bold]{run_dir}[/]: {len(result.records)} stages, {duration(sum(r.seconds for r in result.records))}"
+    )
     if result.report is not None:
         console.print(f"report: {result.report}")
     return 0

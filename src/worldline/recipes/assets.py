@@ -14,7 +14,7 @@ def bundled(part: str) -> Path:
     """The directory of a bundled part: `codec`, `base`, `world`. Raises WorldlineError where it is absent."""
     directory = ASSETS / LINE / part
     if not (directory / "config.json").is_file():
-        raise WorldlineError(f"the bundled {part} is missing ({directory}); reinstall, or make it with `worldline run nano`")
+        raise WorldlineError(f"the bundled {part} is missing ({directory}); reinstall, or run the recipe `nano`")
     return directory
 
 

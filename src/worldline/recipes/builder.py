@@ -50,7 +50,9 @@ def build(cls: type, data: Any, place: Place) -> Any:
     `method` decides what its `options` are). Raises RecipeError.
     """
     if not isinstance(data, Mapping):
-        raise place.error(f"{data!r} is not a mapping; expected the keys {', '.join(f.name for f in dataclasses.fields(cls))}")
+        raise place.error(
+            f"{data!r} is not a mapping; expected the keys {', '.join(f.name for f in dataclasses.fields(cls))}"
+        )
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in data:
@@ -59,9 +61,9 @@ def build(cls: type, data: Any, place: Place) -> Any:
     chooser: Callable[[Mapping[str, Any], Place], dict[str, type]] | None = getattr(cls, "variant_types", None)
     if chooser is not None:
         hints.update(chooser(data, place))
-    missing = [
-        n for n, f in fields.items() if n not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
+    unset = dataclasses.MISSING
+    required = [n for n, f in fields.items() if f.default is unset and f.default_factory is unset]
+    missing = [name for name in required if name not in data]
     if missing:
         raise (place / missing[0]).error("missing; this key has no default")
     values = {name: convert(hints[name], value, place / name) for name, value in data.items()}

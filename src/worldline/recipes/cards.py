@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -15,10 +14,10 @@ LICENCE = "Apache-2.0"
 
 
 def hardware() -> str:
-    """The machine in words: `NVIDIA H200` or `x86_64, 2 cores`, without names of hosts or people."""
+    """The machine in words: `1 x NVIDIA H200` or `x86_64 CPU, 2 threads`, without names of hosts or people."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    return f"{platform.machine()} CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def card(ws: Workspace, stage: str, *, steps: int, seconds: float, losses: dict[str, float]) -> dict[str, Any]:

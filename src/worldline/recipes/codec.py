@@ -28,7 +28,7 @@ class PixelWindows:
         self.pixels = torch.stack([torch.from_numpy(clips[i].frames) for i in range(len(clips))])  # [N, F, H, W, 3]
         self.frames, self.stride = frames, stride
         if self.pixels.shape[1] < frames:
-            raise WorldlineError(f"codec.frames is {frames}; clips have {self.pixels.shape[1]} frames, expected no more")
+            raise WorldlineError(f"codec.frames is {frames}; expected at most a clip's {self.pixels.shape[1]}")
 
     def batch(self, seed: int, step: int, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
         """Batch `step` of a seed."""

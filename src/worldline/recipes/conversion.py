@@ -28,9 +28,11 @@ def empty_prompt(ws: Workspace) -> TextEmbedding:
 
 def latents(ws: Workspace) -> LatentDataset:
     """The encoded training clips. Raises WorldlineError where they were made for another backbone or do not chunk."""
-    found = LatentDataset(ws.run_dir / "encode" / "latents", "train")
+    found = LatentDataset(ws.run_dir / "encode" / "latents", "train", latents=ws.recipe.data.latents)
     if found.fingerprint != ws.text_encoder().fingerprint:
-        raise WorldlineError(f"clips have prompts by {found.fingerprint}, the model takes {ws.text_encoder().fingerprint}")
+        raise WorldlineError(
+            f"clips have prompts by {found.fingerprint}, the model takes {ws.text_encoder().fingerprint}"
+        )
     T, rollout = found.latents.shape[1], ws.recipe.rollout
     if (T - rollout.prefix) % rollout.chunk:
         near = rollout.prefix + (T - rollout.prefix) // rollout.chunk * rollout.chunk

@@ -1,4 +1,4 @@
-"""Stages as a graph of content-hashed nodes: what is done is skipped, what changed runs again with all that reads it."""
+"""Stages as content-hashed nodes: what is done is skipped, what changed runs again with all that reads it."""
 
 from __future__ import annotations
 

@@ -1,15 +1,14 @@
-"""A recipe as a graph of stages, and `run`: data, encode, codec, base, the conversion stages, world, evaluate, report."""
+"""A recipe as stages, and `run`: data, codec, encode, base, the conversion, world, evaluate, report."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from worldline.models.registry import weights_hash
-from worldline.recipes import codec, conversion, results, sources
+from worldline.recipes import codec, conversion, measuring, results, sources
 from worldline.recipes.builder import RecipeError, to_data
 from worldline.recipes.graph import Interrupted, Node, Progress, execute
 from worldline.recipes.load import save_recipe
@@ -41,27 +40,45 @@ def _sources(recipe: Recipe, ws: Workspace) -> list[Node]:
     from_data, from_codec = ws.internal("data"), ws.internal("codec")
     if recipe.data.path is None:
         build = recipe.data.build
-        nodes.append(
-            Node("data", to_data(build), (), partial(sources.data, ws), family=build.fingerprint())
-        )
+        nodes.append(Node("data", to_data(build), (), partial(sources.data, ws), family=build.fingerprint()))
     if recipe.codec.path is None:
-        nodes.append(Node("codec", _seeded(recipe, recipe.codec), from_data, partial(codec.codec, ws), external=ws.external("data")))
+        nodes.append(
+            Node(
+                "codec",
+                _seeded(recipe, recipe.codec),
+                from_data,
+                partial(codec.codec, ws),
+                external=ws.external("data"),
+            )
+        )
     nodes.append(
-        Node("encode", {"text": ws.text_encoder().fingerprint}, (*from_data, *from_codec), partial(sources.encode, ws), external=ws.external("data", "codec"))
+        Node(
+            "encode",
+            {"text": ws.text_encoder().fingerprint},
+            (*from_data, *from_codec),
+            partial(sources.encode, ws),
+            external=ws.external("data", "codec"),
+        )
     )
+    if recipe.stages and recipe.evaluate.stages:
+        nodes.append(_episodes(recipe, ws))
     if recipe.base.path is None:
-        config = {**_seeded(recipe, recipe.base), "model": to_data(recipe.model.config("none"))}
+        config = {
+            **_seeded(recipe, recipe.base),
+            "latents": recipe.data.latents,
+            "model": to_data(recipe.model.config("none")),
+        }
         nodes.append(Node("base", config, ("encode",), partial(conversion.base, ws)))
     return nodes
 
 
 def _conversion(recipe: Recipe, ws: Workspace) -> list[Node]:
     """The model stages, each followed by its evaluation."""
-    nodes = [_evaluation(recipe, ws, "base")] if recipe.evaluate.stages else []
+    nodes = [_evaluation(recipe, ws, "base")] if recipe.evaluate.stages and recipe.stages else []
     for name, stage in recipe.stages.items():
         sources = tuple(dict.fromkeys(stage.roles().values()))
         inputs = ("encode", *(s for s in sources if s != "base"), *(ws.internal("base") if "base" in sources else ()))
-        config = {**_seeded(recipe, stage), "model": to_data(recipe.model.config())}
+        config = {**_seeded(recipe, stage), "latents": recipe.data.latents, "model": to_data(recipe.model.config())}
         if stage.method != "finetune":
             config["rollout"] = to_data(recipe.rollout)
         external = ws.external("base") if "base" in sources else {}
@@ -72,16 +89,16 @@ def _conversion(recipe: Recipe, ws: Workspace) -> list[Node]:
 
 
 def _evaluation(recipe: Recipe, ws: Workspace, name: str) -> Node:
-    config = {"evaluate": _measure(recipe), "rollout": to_data(recipe.rollout)}
-    inputs = (*(ws.internal("base") if name == "base" else (name,)), *ws.internal("codec"), *ws.internal("data"))
-    external = ws.external(*(["base"] if name == "base" else []), "codec", "data")
+    made_here = name in recipe.stages or ws.internal("base") != ()
+    own, parts = ((name,) if made_here else ()), ws.internal("data", "codec")
+    config = {"rollout": to_data(recipe.rollout), "latents": recipe.data.latents}
     return Node(
         f"{name}-evaluation",
         config,
-        inputs,
-        partial(results.evaluate_stage, ws, name),
-        external=external,
-        of=name if name in recipe.stages or inputs[:1] == ("base",) else "encode",
+        (*own, "episodes", *parts),
+        partial(measuring.evaluate_stage, ws, name),
+        external=ws.external("data", "codec", *(() if made_here else ("base",))),
+        of=name if made_here else "episodes",
         may_fail=True,
     )
 
@@ -89,19 +106,30 @@ def _evaluation(recipe: Recipe, ws: Workspace, name: str) -> Node:
 def _results(recipe: Recipe, ws: Workspace) -> list[Node]:
     """The exported world, its figures, the report."""
     report = Node("report", {}, ("encode",), partial(results.report, ws), always=True)
-    if not recipe.stages:
+    if ws.last is None:
         return [report]
-    last = list(recipe.stages)[-1]
-    parts = (*ws.internal("codec"), *ws.internal("data"))
-    external = ws.external("codec", "data")
-    config = {"world": to_data(recipe.world), "rollout": to_data(recipe.rollout)}
-    figures = {"evaluate": _measure(recipe), "rollout": to_data(recipe.rollout)}
+    parts, external = ws.internal("data", "codec"), ws.external("data", "codec")
+    rollout = to_data(recipe.rollout)
+    # First-frame latency is of the first bidirectional, the first causal and the last model.
+    compared = tuple(dict.fromkeys(s for s in (ws.first("finetune"), ws.first("teacher_forcing"), ws.last) if s))
     reference = ws.bundled_world()
     bundled = {} if reference is None else {"bundled world": weights_hash(reference)}
-    teachers = tuple(name for name in (ws.first("finetune"), ws.first("teacher_forcing")) if name is not None)
     return [
-        Node("world", config, (last, *parts), partial(results.world, ws), external=external),
-        Node("evaluate", figures, ("world", *teachers, *parts), partial(results.evaluate, ws), external={**external, **bundled}),
+        Node(
+            "world",
+            {"world": to_data(recipe.world), "rollout": rollout},
+            (ws.last, *parts),
+            partial(results.world, ws),
+            external=external,
+        ),
+        *([] if recipe.evaluate.stages else [_episodes(recipe, ws)]),
+        Node(
+            "evaluate",
+            {"latency": recipe.evaluate.latency, "rollout": rollout, "latents": recipe.data.latents},
+            (*compared, "episodes", *parts),
+            partial(measuring.evaluate, ws),
+            external={**external, **bundled},
+        ),
         report,
     ]
 
@@ -111,10 +139,10 @@ def _seeded(recipe: Recipe, section: Any) -> dict[str, Any]:
     return {"seed": recipe.seed, **to_data(section), "train": decisive(section.train)}
 
 
-def _measure(recipe: Recipe) -> dict[str, Any]:
-    measure: dict[str, Any] = to_data(recipe.evaluate)
-    del measure["stages"]  # whether, not how
-    return measure
+def _episodes(recipe: Recipe, ws: Workspace) -> Node:
+    wanted = recipe.evaluate
+    config = {"count": wanted.episodes, "seed": wanted.seed, "spin": wanted.spin_frames, "walk": wanted.walk_frames}
+    return Node("episodes", config, (), partial(measuring.episodes, ws))
 
 
 def run(
@@ -147,10 +175,6 @@ def run(
     except Interrupted as stop:
         raise Interrupted(stop.stage, f"everything finished is kept; go on with: worldline run {run_dir}") from stop
     report = run_dir / "report" / "index.html"
-    return RunResult(records, read_metrics(run_dir / "evaluate"), run_dir / "world", report if report.is_file() else None)
-
-
-def read_metrics(directory: Path) -> dict[str, Any]:
-    """The flat figures an evaluation wrote; none where it has not run."""
-    path = directory / "metrics.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return RunResult(
+        records, measuring.read_metrics(run_dir / "evaluate"), run_dir / "world", report if report.is_file() else None
+    )

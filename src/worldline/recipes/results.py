@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from worldline.models.registry import load_model, save_model
+from worldline.recipes.measuring import read_metrics
 from worldline.recipes.workspace import Workspace
 from worldline.rollout.plan import RolloutPlan
 from worldline.schema import WorldlineError
+from worldline.stream.world import WorldConfig
 
 
 def world(ws: Workspace, directory: Path) -> dict[str, float]:
@@ -21,32 +21,27 @@ def world(ws: Workspace, directory: Path) -> dict[str, float]:
     assert ws.last is not None, "a world is planned only where there are stages"
     source = ws.model_dir(ws.last)
     card = json.loads((source / "card.json").read_text())
-    card["quality"] = _quality(ws)
+    card["quality"] = read_metrics(ws.run_dir / f"{ws.last}-evaluation")
     save_model(load_model(source), directory, card)
     shutil.copytree(ws.part("codec"), directory / "codec", dirs_exist_ok=True)
     clips, rollout = ws.clips(), ws.recipe.rollout
     first = clips[0]
-    described: dict[str, Any] = {
-        "codec": "codec",
-        "starts": "starts",
-        "visibility": dataclasses.asdict(rollout.visibility()),
-        "sigmas": list(RolloutPlan.few_step(rollout.visibility(), rollout.steps).sigmas),
-        "guidance": 1.0,  # few-step students have guidance distilled in
-        "fps": clips.info["fps"],
-        "height": int(first.frames.shape[1]),
-        "width": int(first.frames.shape[2]),
-        "K": [float(k) for k in first.cameras.K[0]],
-        "move_scale": clips.move_scale,
-        "walk_units_per_frame": float(clips.info["walk_units_per_frame"]),
-        "turn_deg_per_frame": TURN_DEG_PER_FRAME,
-    }
+    visibility = rollout.visibility()
     write_starts(ws, directory / "starts")
-    # Last, so that a directory with a world.json is a whole world.
-    (directory / "world.json").write_text(json.dumps(described, indent=2) + "\n")
+    described = WorldConfig(
+        codec="codec",
+        starts="starts",
+        visibility=visibility,
+        sigmas=RolloutPlan.few_step(visibility, rollout.steps).sigmas,  # guidance 1: students have it distilled in
+        fps=float(clips.info["fps"]),
+        height=int(first.frames.shape[1]),
+        width=int(first.frames.shape[2]),
+        K=tuple(float(k) for k in first.cameras.K[0]),
+        move_scale=clips.move_scale,
+        walk_units_per_frame=float(clips.info["walk_units_per_frame"]),
+    )
+    described.write(directory)  # last: a directory with a world.json is a whole world
     return {}
-
-
-TURN_DEG_PER_FRAME = 2.0  # of a held arrow key, as the data's action policy turns
 
 
 def write_starts(ws: Workspace, directory: Path) -> None:
@@ -70,19 +65,6 @@ def write_starts(ws: Workspace, directory: Path) -> None:
     (directory / "index.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def _quality(ws: Workspace) -> dict[str, Any]:
-    """Figures of the last stage's evaluation, where it was made."""
-    path = ws.run_dir / f"{ws.last}-evaluation" / "metrics.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def evaluate_stage(ws: Workspace, name: str, directory: Path) -> dict[str, float]:
-    raise NotImplementedError
-
-
-def evaluate(ws: Workspace, directory: Path) -> dict[str, float]:
-    raise NotImplementedError
-
-
 def report(ws: Workspace, directory: Path) -> dict[str, float]:
+    """Stage `report`."""
     return {}

@@ -39,7 +39,8 @@ ROLES: dict[str, tuple[str, ...]] = {
     "consistency": ("teacher",),
     "dmd": ("real", "fake"),
 }
-BUILT_IN = ("data", "encode", "codec", "base", "world", "evaluate", "report")
+ONE_SECOND = 16  # pixel frames
+BUILT_IN = ("data", "episodes", "encode", "codec", "base", "world", "evaluate", "report")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class DataSection:
     path: str | None = None  # a dataset built before; null builds one by `build`
     build: DataConfig = field(default_factory=DataConfig)
     workers: int | None = None  # rendering processes; null is one a CPU core
+    latents: int | None = None  # latent frames of a clip that training uses; null is all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +146,21 @@ class StageSection:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSection:
-    """What is measured after every model stage and at the end."""
+    """What is measured after every model stage and at the end, on maps no training set may use."""
 
-    episodes: int = 4  # held-out episodes
-    seconds: float = 2.5  # length of each
+    episodes: int = 4  # of either suite: turning on the spot, and walking
     seed: int = 0
+    spin_frames: int = 96  # pixel frames of a turning episode after its start
+    walk_frames: int = 44  # and of a walking one
     stages: bool = True  # measure after every model stage
     latency: bool = True  # first-frame latency of the three kinds of model
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1 or min(self.spin_frames, self.walk_frames) < ONE_SECOND:
+            raise WorldlineError(
+                f"evaluate: {self.episodes} episodes of {self.spin_frames} and {self.walk_frames} frames; expected "
+                f"at least 1 episode, and {ONE_SECOND} frames to measure at one second"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,13 +190,15 @@ class Recipe:
         before = ["base"]
         for name, stage in self.stages.items():
             if name in BUILT_IN or not re.fullmatch(r"[a-z0-9_]+", name):
-                raise RecipeError(f"stages.{name}: expected a name of a-z, 0-9, _ that is none of {', '.join(BUILT_IN)}")
+                raise RecipeError(f"stages.{name}: expected a-z, 0-9, _ and none of {', '.join(BUILT_IN)}")
             for role, source in stage.roles().items():
                 if source not in before:
-                    raise RecipeError(f"stages.{name}.{role}: no earlier stage '{source}'; {did_you_mean(source, before)}")
+                    raise RecipeError(
+                        f"stages.{name}.{role}: no earlier stage '{source}'; {did_you_mean(source, before)}"
+                    )
             if isinstance(stage.options, ODEConfig) and stage.options.steps != self.rollout.steps:
                 raise RecipeError(
-                    f"stages.{name}.options.steps is {stage.options.steps}, rollout.steps is {self.rollout.steps}; a student "
-                    f"learns the levels it will be asked at: make them the same"
+                    f"stages.{name}.options.steps is {stage.options.steps}, rollout.steps is {self.rollout.steps}; "
+                    f"expected the same: a student learns the levels it will be asked at"
                 )
             before.append(name)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from worldline.data.build import DataConfig, build_dataset
+from worldline.recipes.training import device
 from worldline.recipes.workspace import Workspace
 
 
 def bar(what: str) -> Progress:
     """A progress bar of countable things."""
     return Progress(
-        TextColumn(f"  {what}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+        TextColumn(f"  {what}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
 
 
@@ -45,5 +51,6 @@ def encode(ws: Workspace, directory: Path) -> dict[str, float]:
             shown.update(task, completed=done, total=total)
 
         clips = ws.clips()
-        encode_dataset(clips, ws.codec(), ws.text_encoder(), directory / "latents", progress=progress)
+        with torch.autocast(device().type, torch.bfloat16):
+            encode_dataset(clips, ws.codec(), ws.text_encoder(), directory / "latents", progress=progress)
     return {"clips": float(len(clips))}

@@ -1,4 +1,4 @@
-"""What is done: one `stage.json` a stage directory, the content hash that names its outputs, and the shelf of replaced ones."""
+"""What is done: a `stage.json` a stage, the content hash that names its outputs, the shelf of replaced ones."""
 
 from __future__ import annotations
 
@@ -46,10 +46,7 @@ class StageStore:
 
     def read(self, name: str) -> StageRecord | None:
         """The record of a stage, None where there is none (or it is unreadable: then nothing was finished)."""
-        try:
-            return StageRecord(**json.loads((self.directory(name) / "stage.json").read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
+        return _read(self.directory(name))
 
     def write(self, record: StageRecord) -> None:
         """Replace a stage's record atomically."""
@@ -61,16 +58,13 @@ class StageStore:
 
     def done(self, name: str, wanted: str) -> bool:
         """Whether the outputs of this hash are there, taken back from the shelf if need be."""
-        record = self.read(name)
-        if record is not None and record.hash == wanted:
-            return record.status == "done"
         shelved = self._shelf(name, wanted)
-        if not shelved.is_dir():
-            return False
-        self.shelve(name)
-        shelved.rename(self.directory(name))
         record = self.read(name)
-        return record is not None and record.status == "done"
+        if (record is None or record.hash != wanted) and shelved.is_dir():
+            self.shelve(name)
+            shelved.rename(self.directory(name))
+            record = self.read(name)
+        return record is not None and record.hash == wanted and record.status == "done"
 
     def shelve(self, name: str) -> None:
         """Put a stage's directory aside under its hash."""
@@ -84,15 +78,25 @@ class StageStore:
         directory.rename(target)
 
     def adopt(self, name: str, wanted: str, other: StageStore) -> bool:
-        """Take a finished stage of the same hash from another run (hard links where the disk allows)."""
-        if not other.done(name, wanted):
-            return False
-        self.shelve(name)
-        shutil.copytree(other.directory(name), self.directory(name), copy_function=_link)
-        return True
+        """Take a finished stage of this hash from another run, which is left as it is (hard links where the disk
+        allows)."""
+        for directory in (other.directory(name), other._shelf(name, wanted)):
+            record = _read(directory)
+            if record is not None and record.hash == wanted and record.status == "done":
+                self.shelve(name)
+                shutil.copytree(directory, self.directory(name), copy_function=_link)
+                return True
+        return False
 
     def _shelf(self, name: str, digest: str) -> Path:
         return self.run_dir / "replaced" / f"{name}-{digest[:12]}"
+
+
+def _read(directory: Path) -> StageRecord | None:
+    try:
+        return StageRecord(**json.loads((directory / "stage.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _link(source: str, target: str) -> None:

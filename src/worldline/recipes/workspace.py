@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ class Workspace:
     def _fingerprint(self) -> str:
         path = self.part("data") / "dataset.json"
         if not path.is_file():
-            raise WorldlineError(f"data.path: {path.parent} is no finished dataset; build it with `worldline data build`")
+            raise WorldlineError(f"data.path: {path.parent} is no finished dataset; run `worldline data build`")
         info = json.loads(path.read_text())
         return f"{info['fingerprint']}-{info['clips']}"
 
@@ -70,9 +70,9 @@ class Workspace:
             raise WorldlineError(f"{self.model_dir(stage)} holds a {type(trained).__name__}; expected a video model")
         if trained.config == config:
             return trained
-        if type(config)(**{**vars(trained.config), "camera": config.camera, "camera_share": config.camera_share}) != config:
+        if replace(trained.config, camera=config.camera, camera_share=config.camera_share) != config:
             raise WorldlineError(
-                f"stage '{stage}' holds {trained.config}, the recipe says {config}; make `model` the same, or retrain the base"
+                f"stage '{stage}' holds {trained.config}, the recipe says {config}; expected the same sizes"
             )
         model = WanModel(config)
         load_state(model, trained.state_dict(), may_miss=("prope_o",))

@@ -1,0 +1,98 @@
+"""The pipeline with real stages made tiny: chain, skip, change, resume, fork, typed failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from worldline.methods.finetune import Finetune
+from worldline.models.registry import load_model, weights_hash
+from worldline.recipes.graph import Interrupted
+from worldline.recipes.load import load_recipe
+from worldline.recipes.pipeline import run
+from worldline.schema import WorldlineError
+from worldline.stream.world import WorldConfig, read_starts
+
+STAGES = ["camera", "ar", "ode", "cd", "dmd"]
+
+
+class Witness:
+    """Collects which stages ran and which were skipped."""
+
+    def __init__(self):
+        self.ran, self.kept = [], []
+
+    def skipped(self, node, record):
+        self.kept.append(node.name)
+
+    def started(self, node, resumed):
+        self.ran.append(node.name + (" resumed" if resumed else ""))
+
+    def finished(self, node, record):
+        assert record.status == "done"
+
+
+def go(path, run_dir, *overrides, **kwargs):
+    witness = Witness()
+    result = run(load_recipe(path, overrides), run_dir, progress=witness, **{"until": "world", **kwargs})
+    return witness, result
+
+
+def test_the_whole_chain_makes_a_world_and_runs_once(smallest, tmp_path):
+    witness, result = go(smallest, tmp_path / "run")
+    assert witness.ran == ["codec", "encode", "base", *STAGES, "world"]
+
+    config = WorldConfig.read(result.world)
+    assert (config.height, config.width) == (32, 32)
+    assert config.sigmas[0] == 1.0
+    assert len(config.sigmas) == 2
+    assert len(read_starts(result.world / config.starts, 32, 32)) == 2
+    assert load_model(result.world / config.codec).spatial == 8
+    assert weights_hash(result.world) == weights_hash(tmp_path / "run" / "dmd" / "model")
+    card = json.loads((result.world / "card.json").read_text())
+    assert card["licence"] == "Apache-2.0"
+    assert card["stage"] == "dmd"
+
+    # Every stage moved the weights it started from.
+    digests = [weights_hash(tmp_path / "run" / stage / "model") for stage in ["base", *STAGES]]
+    assert len(set(digests)) == len(digests)
+
+    assert go(smallest, tmp_path / "run")[0].ran == []
+    witness, _ = go(smallest, tmp_path / "run", "stages.cd.train.lr=1e-5")
+    assert witness.ran == ["cd", "dmd", "world"]
+    assert go(smallest, tmp_path / "run", "stages.cd.train.lr=1e-5", "stages.cd.train.log_every=1")[0].ran == []
+    witness, _ = go(smallest, tmp_path / "fork", "stages.dmd.train.lr=1e-5", fork=tmp_path / "run")
+    assert witness.ran == ["dmd", "world"], "the fork takes over equal stages, those on the other run's shelf too"
+    assert go(smallest, tmp_path / "run", "stages.cd.train.lr=1e-5")[0].ran == [], "and leaves that run as it was"
+
+
+def test_an_interrupted_stage_resumes_to_the_same_weights(smallest, tmp_path, monkeypatch):
+    go(smallest, tmp_path / "straight", until="camera")
+
+    def stop_after_two(self, step):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Finetune, "after_step", stop_after_two)
+        with pytest.raises(Interrupted, match=r"go on with: worldline run .*broken"):
+            go(smallest, tmp_path / "broken", "base.path=" + str(tmp_path / "straight/base/model"), until="camera")
+    assert json.loads((tmp_path / "broken/camera/stage.json").read_text())["status"] == "interrupted"
+    assert not (tmp_path / "broken/camera/model").exists()
+    witness, _ = go(tmp_path / "broken/recipe.yaml", tmp_path / "broken", until="camera")
+    assert witness.ran == ["camera resumed"]
+    assert weights_hash(tmp_path / "broken/camera/model") == weights_hash(tmp_path / "straight/camera/model")
+
+
+def test_clips_that_do_not_chunk_are_refused_with_the_mend(smallest, tmp_path):
+    with pytest.raises(WorldlineError, match=r"clips of 4 latents do not divide .* chunks of 2; .* 3 latents"):
+        go(smallest, tmp_path / "run", "rollout.chunk=2", until="camera")
+
+
+def test_a_missing_dataset_fails_before_anything_runs(smallest, tmp_path):
+    with pytest.raises(WorldlineError, match="is no finished dataset"):
+        go(smallest, tmp_path / "run", "data.path=nowhere")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,1 @@
+"""Serving: a world in the browser, over one WebSocket."""

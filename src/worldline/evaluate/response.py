@@ -1,4 +1,8 @@
-"""Control response: how late, how strongly and how surely the view follows the command."""
+"""Control response: how late, how strongly and how surely the view follows the command.
+
+Drive a model with a pseudo-random command u_t, measure the rate y_t it shows, and correlate. Fidelity alone ranks a
+perfect world that answers four frames late beside one that ignores its player; lag, gain and correlation tell them apart.
+"""
 
 from __future__ import annotations
 
@@ -6,44 +10,79 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LAGS = range(-2, 13)
+from worldline.schema import ShapeError
+
+LAGS = range(-2, 13)  # frames; a negative lag is a leak: the view moves before the command
+STILL = 1e-6  # rates below are no motion at all
 
 
 @dataclass(frozen=True)
 class Response:
-    """lag in frames (negative: the model acts before the command, a leak), gain and correlation at that lag."""
+    """lag in frames; gain (shown per asked) and correlation at that lag; frozen: the view never moved.
+
+    gain_positive, gain_negative: gains of either sign of the command (their ratio is the asymmetry; nan where a sign was
+    never asked); idle: mean |rate| shown where nothing was asked, in units of the mean |rate| asked.
+    """
 
     lag: int
     gain: float
     corr: float
     frozen: bool = False
+    gain_positive: float = float("nan")
+    gain_negative: float = float("nan")
+    idle: float = float("nan")
 
 
 def control_response(commands: list[np.ndarray], measured: list[np.ndarray]) -> Response:
-    """Pool episodes. commands, measured: lists of [F] rates, same lengths.
+    """Pool episodes. commands, measured: lists of [F] rates of equal lengths and units.
 
-    lag = argmax |corr(u_t, y_{t + L})| over L in [-2, 12]; gain = <u, y> / <u, u> there. Output that never moves has no
-    correlation: it is reported as zeros and flagged.
+    lag = argmax_L |corr(u_t, y_{t+L})| for L in [-2, 12]; gain = <u, y> / <u, u> there. A view that never moves has no
+    correlation: it is reported as zeros and flagged. Raises ShapeError where lengths differ.
     """
-    if all(np.abs(y).max(initial=0) < 1e-6 for y in measured):
+    for u, y in zip(commands, measured, strict=True):
+        if np.ndim(u) != 1 or np.shape(u) != np.shape(y):
+            raise ShapeError(f"command {np.shape(u)} and response {np.shape(y)}: expected two arrays [F] of one length")
+    if all(np.abs(y).max(initial=0) < STILL for y in measured):
         return Response(0, 0.0, 0.0, frozen=True)
-    scores = {L: _fit(*_shifted(commands, measured, L)) for L in LAGS}
-    lag = max(scores, key=lambda L: abs(scores[L][1]))
-    gain, corr = scores[lag]
-    return Response(lag, gain, corr)
+    scores = {lag: _correlation(*_shifted(commands, measured, lag)) for lag in LAGS}
+    lag = max(scores, key=lambda n: (abs(scores[n]), -abs(n)))
+    u, y = _shifted(commands, measured, lag)
+    asked = np.abs(u) > STILL
+    return Response(
+        lag,
+        _gain(u, y) if asked.any() else 0.0,
+        scores[lag],
+        gain_positive=_gain(u[u > STILL], y[u > STILL]),
+        gain_negative=_gain(u[u < -STILL], y[u < -STILL]),
+        idle=float(np.abs(y[~asked]).mean() / np.abs(u[asked]).mean()) if asked.any() and not asked.all() else float("nan"),
+    )
+
+
+def cross_talk(commands: list[np.ndarray], other_axis: list[np.ndarray], lag: int) -> float:
+    """How surely a command also moves an axis it should leave alone: corr(|u_t|, z_{t+lag}), 0 for a clean model.
+
+    The command enters by its size, since a turn to either side may push the view forward.
+    """
+    u, z = _shifted(commands, other_axis, lag)
+    return _correlation(np.abs(u), z)
 
 
 def _shifted(commands: list[np.ndarray], measured: list[np.ndarray], lag: int) -> tuple[np.ndarray, np.ndarray]:
-    u, y = [], []
-    for c, m in zip(commands, measured, strict=True):
-        n = len(c) - abs(lag)
+    """All pairs (u_t, y_{t + lag}) that lie within their episodes."""
+    u, y = [np.zeros(0)], [np.zeros(0)]
+    for command, shown in zip(commands, measured, strict=True):
+        n = len(command) - abs(lag)
         if n > 0:
-            u.append(c[:n] if lag >= 0 else c[-lag:])
-            y.append(m[lag:] if lag >= 0 else m[:n])
-    return (np.concatenate(u), np.concatenate(y)) if u else (np.zeros(1), np.zeros(1))
+            u.append(command[:n] if lag >= 0 else command[-lag:])
+            y.append(shown[lag:] if lag >= 0 else shown[:n])
+    return np.concatenate(u), np.concatenate(y)
 
 
-def _fit(u: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    if u.std() < 1e-9 or y.std() < 1e-9:
-        return 0.0, 0.0
-    return float(u @ y / (u @ u)), float(np.corrcoef(u, y)[0, 1])
+def _correlation(u: np.ndarray, y: np.ndarray) -> float:
+    if len(u) < 2 or u.std() < STILL or y.std() < STILL:
+        return 0.0
+    return float(np.corrcoef(u, y)[0, 1])
+
+
+def _gain(u: np.ndarray, y: np.ndarray) -> float:
+    return float(u @ y / (u @ u)) if len(u) else float("nan")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -55,5 +56,5 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
         weights = {p.name.removesuffix(".safetensors"): load_file(p) for p in sorted(path.glob("*.safetensors"))}
         optimizers = torch.load(path / "optimizers.pt", weights_only=True, map_location="cpu")
         return weights, optimizers, json.loads((path / "state.json").read_text())
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise WorldlineError(f"checkpoint {path} cannot be read ({error}); delete that folder to resume from the one before") from error

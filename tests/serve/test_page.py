@@ -19,8 +19,8 @@ ARGS = [
 ]
 
 
-@pytest.fixture
-def page(address):
+@pytest.fixture(scope="module")
+def browser():
     if CHROMIUM is None:
         if os.environ.get("WORLDLINE_REQUIRE_BROWSER"):
             pytest.fail("WORLDLINE_REQUIRE_BROWSER is set and no chromium is installed")
@@ -28,12 +28,19 @@ def page(address):
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        page = browser.new_page(viewport={"width": 1100, "height": 900})
-        page.errors = []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.goto(f"http://{address}/")
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    context = browser.new_context(viewport={"width": 1100, "height": 900})
+    page = context.new_page()
+    page.errors = []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.goto(f"http://{address}/")
+    yield page
+    context.close()
 
 
 def wait(page, condition: str) -> None:

@@ -26,7 +26,9 @@ def tiny_wan():
     """Factory of a re-randomised two-layer WanModel."""
 
     def make(camera: str = "none", **changes) -> WanModel:
-        sizes = dict(dim=32, ffn_dim=48, num_heads=2, num_layers=2, text_dim=8, text_len=6, in_channels=4, out_channels=4)
+        sizes = dict(
+            dim=32, ffn_dim=48, num_heads=2, num_layers=2, text_dim=8, text_len=6, in_channels=4, out_channels=4
+        )
         cfg = WanConfig(**{**sizes, "freq_dim": 16, "camera": camera, **changes})
         return randomise(WanModel(cfg)).eval()
 

@@ -24,7 +24,15 @@ from worldline.functional.losses import dmd_gradient, dmd_surrogate, flow_matchi
 
 def test_training_table_has_the_published_levels():
     s = training_sigmas(1000, 5.0)
-    for i, value in {0: 1.0, 100: 0.97826, 250: 0.9375, 500: 0.8333333, 750: 0.625, 900: 0.35714, 999: 0.0049801}.items():
+    for i, value in {
+        0: 1.0,
+        100: 0.97826,
+        250: 0.9375,
+        500: 0.8333333,
+        750: 0.625,
+        900: 0.35714,
+        999: 0.0049801,
+    }.items():
         assert s[i].item() == pytest.approx(value, abs=1e-5)
 
 

@@ -31,7 +31,12 @@ def test_signs():
 
 def test_prope_numbers():
     P, P_inv = projection_matrices(walk(), K.expand(3, 4))
-    expected = [[0.504358, 0, -0.026432, 0.002115], [0, 0.897868, 0, 0], [0.052336, 0, 0.998630, -0.079890], [0, 0, 0, 1]]
+    expected = [
+        [0.504358, 0, -0.026432, 0.002115],
+        [0, 0.897868, 0, 0],
+        [0.052336, 0, 0.998630, -0.079890],
+        [0, 0, 0, 1],
+    ]
     torch.testing.assert_close(P[2], torch.tensor(expected), atol=2e-6, rtol=0)
     inverse = [[1.977287, 0, 0.052336, 0], [0, 1.113750, 0, 0], [-0.103625, 0, 0.998630, 0.08], [0, 0, 0, 1]]
     torch.testing.assert_close(P_inv[2], torch.tensor(inverse), atol=2e-6, rtol=0)
@@ -40,7 +45,9 @@ def test_prope_numbers():
     q2, k2, v2 = apply_groups(M.transpose(-1, -2), q), apply_groups(M_inv, k), apply_groups(M_inv, v)
     torch.testing.assert_close(
         q2[0, 0],
-        torch.tensor([[0.505050, 1.795735, 3, 4], [0.505050, 1.795735, 3, 3.76], [0.661366, 1.795735, 2.969456, 3.762444]]),
+        torch.tensor(
+            [[0.505050, 1.795735, 3, 4], [0.505050, 1.795735, 3, 3.76], [0.661366, 1.795735, 2.969456, 3.762444]]
+        ),
         atol=2e-5,
         rtol=0,
     )

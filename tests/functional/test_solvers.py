@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def solve(steps: int, solver: str) -> torch.Tensor:
     grid = sampling_sigmas(steps).double().tolist()
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)
     unipc = UniPC()
-    for s, s_next in zip(grid, grid[1:], strict=False):
+    for s, s_next in pairwise(grid):
         v = velocity(x, s)
         x = unipc.step(x, v, s, s_next) if solver == "unipc" else euler_step(x, v, s, s_next)
     return x

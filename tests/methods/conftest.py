@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tests.conftest import random_cameras
+
 from worldline.schema import LatentBatch, TextEmbedding
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tests.conftest import randomise
+
 from worldline.models.nano_vae import NanoVAE, NanoVAEConfig
 from worldline.models.registry import load_model, save_model
 from worldline.models.text import HashTextEncoder

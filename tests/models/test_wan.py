@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tests.conftest import randomise
+
 from worldline.models.wan import WanConfig, WanModel
 from worldline.schema import Cameras, ShapeError, WorldlineError
 
@@ -27,7 +27,17 @@ def pair():
     )
     randomise(theirs).eval()
     ours = WanModel(
-        WanConfig(dim=48, ffn_dim=40, num_heads=2, num_layers=2, text_dim=8, text_len=6, in_channels=4, out_channels=4, freq_dim=16)
+        WanConfig(
+            dim=48,
+            ffn_dim=40,
+            num_heads=2,
+            num_layers=2,
+            text_dim=8,
+            text_len=6,
+            in_channels=4,
+            out_channels=4,
+            freq_dim=16,
+        )
     ).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)  # the key names are diffusers' own
     return theirs, ours
@@ -38,9 +48,9 @@ def pair():
 def test_equals_diffusers(tiny_text, T, H, W):
     theirs, ours = pair()
     x, text, sigma = torch.randn(2, T, 4, H, W), tiny_text(2), torch.rand(2)
-    reference = theirs(
-        x.transpose(1, 2), 1000 * sigma, text.tokens * text.mask[..., None], return_dict=False
-    )[0].transpose(1, 2)
+    reference = theirs(x.transpose(1, 2), 1000 * sigma, text.tokens * text.mask[..., None], return_dict=False)[
+        0
+    ].transpose(1, 2)
     got = ours(x, sigma[:, None].expand(-1, T), ours.text_context(text))
     torch.testing.assert_close(got, reference, atol=1e-5, rtol=1e-5)
 
@@ -60,7 +70,17 @@ def test_each_frame_has_its_own_noise_level(tiny_wan, tiny_text):
 @pytest.mark.parametrize("camera", ["branch", "fused"])
 @torch.no_grad()
 def test_camera_starts_from_the_pretrained_model(tiny_text, cameras, camera):
-    sizes = dict(dim=32, ffn_dim=48, num_heads=2, num_layers=2, text_dim=8, text_len=6, in_channels=4, out_channels=4, freq_dim=16)
+    sizes = dict(
+        dim=32,
+        ffn_dim=48,
+        num_heads=2,
+        num_layers=2,
+        text_dim=8,
+        text_len=6,
+        in_channels=4,
+        out_channels=4,
+        freq_dim=16,
+    )
     base = randomise(WanModel(WanConfig(**sizes))).eval()
     model = WanModel(WanConfig(**sizes, camera=camera)).eval()
     missing = model.load_state_dict(base.state_dict(), strict=False).missing_keys

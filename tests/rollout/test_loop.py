@@ -41,7 +41,9 @@ def total(chunk: int, window: int | None, prefix: int) -> int:
 @pytest.mark.parametrize("cache", ["blocks", "ring"])
 @pytest.mark.parametrize(("chunk", "window", "sink", "prefix"), CASES)
 @torch.no_grad()
-def test_streamed_chunks_equal_one_masked_pass(tiny_wan, tiny_text, cameras, camera, cache, chunk, window, sink, prefix):
+def test_streamed_chunks_equal_one_masked_pass(
+    tiny_wan, tiny_text, cameras, camera, cache, chunk, window, sink, prefix
+):
     model, text = tiny_wan(camera), tiny_text(2)
     visibility = Visibility(chunk=chunk, window=window, sink=sink, prefix=prefix)
     T = total(chunk, window, prefix)
@@ -119,7 +121,9 @@ def test_a_fork_goes_its_own_way(tiny_wan, tiny_text):
         assert (loop.frames, other.frames) == (1, 2)
         control = ChunkLoop(loop.model, loop.plan, tiny_text(2), cache=cache)
         control.commit(latents(1), None)
-        torch.testing.assert_close(loop.denoise(latents(1, 3), None), control.denoise(latents(1, 3), None), atol=0, rtol=0)
+        torch.testing.assert_close(
+            loop.denoise(latents(1, 3), None), control.denoise(latents(1, 3), None), atol=0, rtol=0
+        )
 
 
 def test_gradient_reaches_only_the_exit_step_and_never_the_past(tiny_wan, tiny_text):
@@ -129,7 +133,7 @@ def test_gradient_reaches_only_the_exit_step_and_never_the_past(tiny_wan, tiny_t
     loop = ChunkLoop(model, RolloutPlan.few_step(Visibility(chunk=1, prefix=1)), tiny_text(2))
     noise = latents(3).requires_grad_()
     chunks = list(generate(loop, noise, None, prefix=latents(1), exit_step=1, grad=True))
-    assert calls == [False] + [False, True, False] + [False, True]  # prefix; two steps and a commit; two steps
+    assert calls == [False, *[False, True, False], *[False, True]]  # prefix; two steps and a commit; two steps
     chunks[1].sum().backward()
     assert noise.grad is None or noise.grad[:, 1].abs().sum() == 0
 

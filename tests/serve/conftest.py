@@ -6,8 +6,8 @@ import threading
 import time
 
 import pytest
-
 from tests.tiny_world import write_tiny_world
+
 from worldline.serve.app import LOCAL, create_app, listen
 from worldline.stream.engine import Engine
 

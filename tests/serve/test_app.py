@@ -11,10 +11,10 @@ from contextlib import contextmanager
 import pytest
 import simplejpeg
 import torch
+from tests.tiny_world import HEIGHT, WIDTH
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.tiny_world import HEIGHT, WIDTH
 from worldline.schema import WorldlineError
 from worldline.serve import app as app_module
 from worldline.serve.app import listen

@@ -12,7 +12,9 @@ from worldline.serve.protocol import HEADER, MAX_MESSAGE, Ack, Frame, Input, Pau
 
 
 def test_a_frame_comes_back_as_it_was_sent():
-    frame = Frame(generation=3, frame=70_000, chunk=17, seq=2**32 - 1, keys=0b100001, first=True, compute_ms=12.5, jpeg=b"x")
+    frame = Frame(
+        generation=3, frame=70_000, chunk=17, seq=2**32 - 1, keys=0b100001, first=True, compute_ms=12.5, jpeg=b"x"
+    )
     assert HEADER.size == 32  # the page counts on it
     assert Frame.unpack(frame.pack(1.5e12)) == (frame, 1.5e12)
     for bad in (b"", b"\x01", b"\x02" + frame.pack(0)[1:]):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.tiny_world import write_tiny_world
+
 from worldline.stream.engine import Engine
 
 

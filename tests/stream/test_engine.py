@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from tests.tiny_world import HEIGHT, WIDTH, write_tiny_world
+
 from worldline.schema import Controls, WorldlineError
 from worldline.stream.engine import Engine
 from worldline.stream.world import WorldConfig, fit

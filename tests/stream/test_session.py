@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-
 from tests.tiny_world import HEIGHT, WIDTH, write_tiny_world
+
 from worldline.rollout.loop import ChunkLoop
 from worldline.schema import Cameras, Controls, ShapeError, WorldlineError
 from worldline.stream import session as session_module

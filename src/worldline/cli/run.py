@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worldline.cli.common import ConsoleProgress, Subcommands, add_overrides, command, duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from worldline.recipes.schema import Recipe
 
 EXAMPLES = """\
   worldline run nano-demo                        a library recipe (see `worldline recipes`) into runs/nano-demo
@@ -56,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def show(console, recipe, run_dir: Path) -> int:  # type: ignore[no-untyped-def]
+def show(console: Console, recipe: Recipe, run_dir: Path) -> int:
     """The resolved recipe as YAML and the stages with their state."""
     import yaml
     from rich.table import Table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from worldline.cli.common import Subcommands, command
 
@@ -57,5 +58,5 @@ def recipes(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read(path: Path) -> dict[str, object]:
+def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}

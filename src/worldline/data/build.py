@@ -92,6 +92,7 @@ def build_dataset(config: DataConfig, root: str | Path, *, workers: int | None =
             time.sleep(0.05)
             for process in [p for p in running if p.poll() is not None]:
                 job, scratch = running.pop(process)
+                _stop(process)  # a crashed worker may leave its engine behind
                 log = (scratch / "log").read_text(errors="replace")[-2000:]
                 shutil.rmtree(scratch, ignore_errors=True)
                 unit = str(job["unit"])
@@ -112,7 +113,12 @@ def build_dataset(config: DataConfig, root: str | Path, *, workers: int | None =
         for process, (_, scratch) in running.items():
             _stop(process)
             shutil.rmtree(scratch, ignore_errors=True)
-    _write_manifest(config, root)
+    try:
+        _write_manifest(config, root)
+    except OSError as error:
+        raise DataBuildError(
+            f"all {total} units are in {units}, but the manifest could not be written: {error}; run again"
+        ) from error
     return root
 
 
@@ -141,8 +147,8 @@ def _check_space(config: DataConfig, todo: list[dict[str, object]], root: Path) 
 def _launch(job: dict[str, object], units: Path) -> dict[subprocess.Popen[bytes], tuple[dict[str, object], Path]]:
     """Start a worker in its own folder and process group, so that its engine can be ended with it."""
     scratch = Path(tempfile.mkdtemp(prefix="worldline-unit-"))
-    (scratch / "job.json").write_text(json.dumps({**job, "out": str(units.resolve())}))
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    (scratch / "job.json").write_text(json.dumps({**job, "out": str(units.resolve()), "parent": os.getpid()}))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
     with open(scratch / "log", "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "worldline.data.worker", str(scratch / "job.json")],
@@ -157,7 +163,7 @@ def _launch(job: dict[str, object], units: Path) -> dict[subprocess.Popen[bytes]
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a worker and its engine, by process group."""
+    """End a worker, dead or alive, and its engine, by process group."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

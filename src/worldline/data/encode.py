@@ -85,7 +85,9 @@ def encode_dataset(
             paths = [c.cameras.of_latents(codec.grid) for c in clips]
             embedded = text.encode([c.caption for c in clips])
             video = [torch.from_numpy(c.frames) for c in clips]
-            latents = torch.cat([codec.encode(to_video(torch.stack(video[i : i + 8]))).float() for i in range(0, len(video), 8)])
+            latents = torch.cat(
+                [codec.encode(to_video(torch.stack(video[i : i + 8]))).float() for i in range(0, len(video), 8)]
+            )
             if not torch.isfinite(latents).all():
                 raise WorldlineError(f"the codec gave non-finite latents for clips {clips[0].id} .. {clips[-1].id}")
             arrays = {
@@ -100,7 +102,13 @@ def encode_dataset(
         if progress is not None:
             progress(s + 1, count)
     rows = [{"id": r["id"], "split": r["split"], "caption": r["caption"]} for r in dataset.rows]
-    info = {**mark, "rows": rows, "move_scale": dataset.move_scale, "text": text.fingerprint, "shard_clips": shard_clips}
+    info = {
+        **mark,
+        "rows": rows,
+        "move_scale": dataset.move_scale,
+        "text": text.fingerprint,
+        "shard_clips": shard_clips,
+    }
     (out / "latents.json.tmp").write_text(json.dumps(info))
     os.replace(out / "latents.json.tmp", out / "latents.json")
     return out

@@ -22,7 +22,9 @@ def gauge(c2w: Tensor, move_scale: float) -> Tensor:
 class LatentDataset:
     """Encoded clips of one split, held in memory (74 KiB a nano clip)."""
 
-    def __init__(self, root: str | Path, split: str = "train", latents: int | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self, root: str | Path, split: str = "train", latents: int | None = None, limit: int | None = None
+    ) -> None:
         """latents: use the first so many latent frames of every clip (default: all). limit: use the first so many clips."""
         from safetensors.torch import load_file
 
@@ -32,7 +34,9 @@ class LatentDataset:
         info = json.loads((root / "latents.json").read_text())
         keep = [i for i, r in enumerate(info["rows"]) if r["split"] == split][:limit]
         if not keep:
-            raise WorldlineError(f"split {split!r} of {root} is empty; it has {sorted({r['split'] for r in info['rows']})}")
+            raise WorldlineError(
+                f"split {split!r} of {root} is empty; it has {sorted({r['split'] for r in info['rows']})}"
+            )
         shards = [load_file(p) for p in sorted(root.glob("shard-*.safetensors"))]
         whole = {k: torch.cat([s[k] for s in shards])[keep] for k in shards[0]}
         T = whole["latents"].shape[1]
@@ -50,7 +54,9 @@ class LatentDataset:
     def select(self, index: list[int]) -> LatentBatch:
         """The clips of these indices."""
         text = TextEmbedding(self.text[index], self.mask[index], self.fingerprint)
-        return LatentBatch(self.latents[index], text, Cameras(self.w2c[index], self.K[index]), tuple(self.ids[i] for i in index))
+        return LatentBatch(
+            self.latents[index], text, Cameras(self.w2c[index], self.K[index]), tuple(self.ids[i] for i in index)
+        )
 
     def batch(self, seed: int, step: int, batch_size: int, device: torch.device | str = "cpu") -> LatentBatch:
         """Batch `step`: a stateless walk through a fresh permutation every epoch."""

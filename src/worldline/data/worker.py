@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +89,23 @@ def write_unit(root: Path, unit: str, arrays: dict[str, np.ndarray], rows: list[
             tmp.unlink(missing_ok=True)
 
 
+def die_with(parent: int) -> None:
+    """End this worker, its engine and its scratch folder when `parent` is gone: a killed build must not go on writing
+    beside the one that resumes it. The worker leads a process group of its own."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.1)
+        shutil.rmtree(Path.cwd(), ignore_errors=True)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     """Entry point of the worker process."""
     job = json.loads(Path(sys.argv[1]).read_text())
+    die_with(job["parent"])
     arrays, rows = make_unit(job)
     write_unit(Path(job["out"]), job["unit"], arrays, rows)
 

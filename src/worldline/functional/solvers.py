@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def euler_step(x: Tensor, v: Tensor, s: float, s_next: float) -> Tensor:
+def euler_step(x: Tensor, v: Tensor, s: float | Tensor, s_next: float | Tensor) -> Tensor:
     """x + (s_next - s) v: one Euler step of dx/dsigma = v."""
     return x + (s_next - s) * v
 

@@ -9,7 +9,7 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldline.functional.flow import add_noise, sampling_sigmas, velocity_to_x0
 from worldline.functional.losses import regression_loss
@@ -17,6 +17,7 @@ from worldline.functional.masks import Visibility
 from worldline.functional.solvers import euler_step
 from worldline.methods.base import Phase, Rng
 from worldline.methods.guided import guided_teacher_velocity
+from worldline.models.backbone import Backbone
 from worldline.rollout.teacher_forcing import teacher_forced_velocity
 from worldline.schema import LatentBatch, TextEmbedding
 
@@ -33,7 +34,7 @@ class ConsistencyConfig:
     grid_dtype: str = "fp32"  # "bf16" reproduces legacy grids: levels rounded on the 1000-step clock
 
     def build(
-        self, model: nn.Module, teacher: nn.Module, visibility: Visibility, empty: TextEmbedding
+        self, model: Backbone, teacher: Backbone, visibility: Visibility, empty: TextEmbedding
     ) -> ConsistencyDistillation:
         """model starts as the student (and as its target); teacher is the frozen multi-step AR model."""
         return ConsistencyDistillation(self, model, teacher, visibility, empty)
@@ -45,7 +46,7 @@ class ConsistencyDistillation:
     moving_roles = ("target",)
 
     def __init__(
-        self, cfg: ConsistencyConfig, model: nn.Module, teacher: nn.Module, visibility: Visibility, empty: TextEmbedding
+        self, cfg: ConsistencyConfig, model: Backbone, teacher: Backbone, visibility: Visibility, empty: TextEmbedding
     ) -> None:
         self.cfg, self.model, self.teacher, self.visibility, self.empty = cfg, model, teacher, visibility, empty
         self.target = copy.deepcopy(model)
@@ -54,7 +55,7 @@ class ConsistencyDistillation:
         grid = sampling_sigmas(cfg.grid_steps, cfg.shift)
         self.grid = grid if cfg.grid_dtype == "fp32" else (1000 * grid).bfloat16().float() / 1000
 
-    def predict_x0(self, net: nn.Module, batch: LatentBatch, x: Tensor, sigma: Tensor) -> Tensor:
+    def predict_x0(self, net: Backbone, batch: LatentBatch, x: Tensor, sigma: Tensor) -> Tensor:
         """Teacher-forced x0 of `net` at x."""
         context = net.text_context(batch.text)
         v = teacher_forced_velocity(

@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldline.functional.flow import add_noise, cfg, shift, velocity, velocity_to_x0
 from worldline.functional.losses import Normalizer, dmd_gradient, dmd_surrogate, flow_matching_loss
 from worldline.methods.base import Phase, Rng
 from worldline.methods.guided import doubled
 from worldline.methods.noise import frame_weights
+from worldline.models.backbone import Backbone
 from worldline.rollout.bidirectional import with_given
 from worldline.rollout.loop import ChunkLoop, generate
 from worldline.rollout.plan import RolloutPlan
@@ -35,7 +36,7 @@ class DMDConfig:
     latents: int | None = None  # latent frames of a rollout (default: the clip's)
 
     def build(
-        self, generator: nn.Module, real: nn.Module, fake: nn.Module, plan: RolloutPlan, empty: TextEmbedding
+        self, generator: Backbone, real: Backbone, fake: Backbone, plan: RolloutPlan, empty: TextEmbedding
     ) -> DMD:
         """generator: the causal student; real: frozen bidirectional model; fake: the critic, starting from the same."""
         return DMD(self, generator, real, fake, plan, empty)
@@ -47,9 +48,9 @@ class DMD:
     def __init__(
         self,
         config: DMDConfig,
-        generator: nn.Module,
-        real: nn.Module,
-        fake: nn.Module,
+        generator: Backbone,
+        real: Backbone,
+        fake: Backbone,
         plan: RolloutPlan,
         empty: TextEmbedding,
     ) -> None:
@@ -100,9 +101,7 @@ class DMD:
         with torch.no_grad():
             x_t, sigma, _ = self._renoise(x0.detach().float(), rng)
             text, cameras = doubled(batch.text, self.empty, batch.cameras)
-            v = self.real(
-                x_t.repeat(2, 1, 1, 1, 1), sigma.repeat(2, 1), self.real.text_context(text), cameras=cameras
-            )
+            v = self.real(x_t.repeat(2, 1, 1, 1, 1), sigma.repeat(2, 1), self.real.text_context(text), cameras=cameras)
             cond, uncond = v.chunk(2)
             real = velocity_to_x0(x_t, cfg(uncond, cond, self.cfg.guidance), sigma)
             v_fake = self.fake(x_t, sigma, self.fake.text_context(batch.text), cameras=batch.cameras)

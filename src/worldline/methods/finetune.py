@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldline.functional.flow import add_noise, velocity
 from worldline.functional.losses import flow_matching_loss
 from worldline.methods.base import Phase, Rng
 from worldline.methods.noise import frame_weights, level_weights, table_levels
+from worldline.models.backbone import Backbone
 from worldline.rollout.bidirectional import with_given
 from worldline.schema import LatentBatch, TextEmbedding
 
@@ -25,7 +26,7 @@ class FinetuneConfig:
     image_prob: float = 0.7  # share of samples whose first latent is given clean (image to video)
     text_dropout: float = 0.1  # share of samples trained on the empty prompt, for guidance
 
-    def build(self, model: nn.Module, empty: TextEmbedding) -> Finetune:
+    def build(self, model: Backbone, empty: TextEmbedding) -> Finetune:
         """empty: the embedding of the empty prompt [1, L, D]."""
         return Finetune(self, model, empty)
 
@@ -34,13 +35,15 @@ def drop_text(text: TextEmbedding, empty: TextEmbedding, prob: float, rng: torch
     """Replace each sample's prompt by the empty one with probability `prob`."""
     drop = torch.rand(len(text.tokens), generator=rng) < prob
     tokens = torch.where(drop[:, None, None].to(text.tokens.device), empty.tokens, text.tokens)
-    return TextEmbedding(tokens, torch.where(drop[:, None].to(text.mask.device), empty.mask, text.mask), text.fingerprint)
+    return TextEmbedding(
+        tokens, torch.where(drop[:, None].to(text.mask.device), empty.mask, text.mask), text.fingerprint
+    )
 
 
 class Finetune:
     """One network, one phase: every frame of a sample shares a noise level, except a given first frame."""
 
-    def __init__(self, cfg: FinetuneConfig, model: nn.Module, empty: TextEmbedding) -> None:
+    def __init__(self, cfg: FinetuneConfig, model: Backbone, empty: TextEmbedding) -> None:
         self.cfg, self.model, self.empty = cfg, model, empty
         self.roles = {"model": model}
         self.phases = (Phase("flow", "model", self.loss),)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldline.functional.flow import cfg
 from worldline.functional.masks import Visibility
+from worldline.models.backbone import Backbone
 from worldline.rollout.teacher_forcing import teacher_forced_velocity
 from worldline.schema import Cameras, TextEmbedding
 
@@ -21,7 +22,7 @@ def doubled(text: TextEmbedding, empty: TextEmbedding, cameras: Cameras | None) 
 
 @torch.no_grad()
 def guided_teacher_velocity(
-    teacher: nn.Module,
+    teacher: Backbone,
     clean: Tensor,
     noisy: Tensor,
     sigma: Tensor,
@@ -36,7 +37,8 @@ def guided_teacher_velocity(
         context = teacher.text_context(text)
         return teacher_forced_velocity(teacher, clean, noisy, sigma, context, cameras=cameras, visibility=visibility)
     both, views = doubled(text, empty, cameras)
-    twice = [x.repeat(2, *([1] * (x.ndim - 1))) for x in (clean, noisy, sigma)]
-    v = teacher_forced_velocity(teacher, *twice, teacher.text_context(both), cameras=views, visibility=visibility)
+    clean, noisy, sigma = (x.repeat(2, *([1] * (x.ndim - 1))) for x in (clean, noisy, sigma))
+    context = teacher.text_context(both)
+    v = teacher_forced_velocity(teacher, clean, noisy, sigma, context, cameras=views, visibility=visibility)
     cond, uncond = v.chunk(2)
     return cfg(uncond, cond, scale)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldline.functional.flow import few_step_sigmas, sampling_sigmas, velocity_to_x0
 from worldline.functional.losses import regression_loss
@@ -22,6 +22,7 @@ from worldline.functional.masks import Visibility
 from worldline.functional.solvers import euler_step
 from worldline.methods.base import Phase, Rng
 from worldline.methods.guided import guided_teacher_velocity
+from worldline.models.backbone import Backbone
 from worldline.rollout.plan import RAW_STEPS
 from worldline.rollout.teacher_forcing import teacher_forced_velocity
 from worldline.schema import LatentBatch, TextEmbedding, WorldlineError
@@ -45,7 +46,7 @@ class ODEConfig:
                 f"multiple of it, e.g. {self.steps * max(1, self.euler_steps // self.steps)}"
             )
 
-    def build(self, model: nn.Module, visibility: Visibility) -> OdeRegression:
+    def build(self, model: Backbone, visibility: Visibility) -> OdeRegression:
         """The student's regression on generated trajectories."""
         return OdeRegression(self, model, visibility)
 
@@ -68,7 +69,7 @@ class Clips(Protocol):
 
 @torch.no_grad()
 def solve_trajectory(
-    teacher: nn.Module, batch: LatentBatch, empty: TextEmbedding, visibility: Visibility, cfg: ODEConfig, noise: Tensor
+    teacher: Backbone, batch: LatentBatch, empty: TextEmbedding, visibility: Visibility, cfg: ODEConfig, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Euler from `noise` [B, T, C, H, W] at sigma 1 to 0 -> (anchors [B, S, T, C, H, W], end [B, T, C, H, W])."""
     grid = sampling_sigmas(cfg.euler_steps, cfg.shift).tolist()
@@ -85,7 +86,7 @@ def solve_trajectory(
 
 
 def generate_trajectories(
-    teacher: nn.Module,
+    teacher: Backbone,
     data: Clips,
     empty: TextEmbedding,
     visibility: Visibility,
@@ -113,7 +114,9 @@ def generate_trajectories(
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 anchors, end = solve_trajectory(teacher, batch, empty.to(device), visibility, cfg, noise)
             if not torch.isfinite(end).all():
-                raise WorldlineError(f"the teacher's trajectories of clips {start}.. are non-finite; train it longer or cooler")
+                raise WorldlineError(
+                    f"the teacher's trajectories of clips {start}.. are non-finite; train it longer or cooler"
+                )
             arrays = {"index": torch.tensor(index), "anchors": anchors.half().cpu(), "end": end.half().cpu()}
             save_file(arrays, path.with_suffix(".tmp"))
             os.replace(path.with_suffix(".tmp"), path)
@@ -150,7 +153,7 @@ class OdeTrajectories:
 class OdeRegression:
     """One network, one phase: x0_student(anchor) -> the end of the teacher's trajectory, with the true past as context."""
 
-    def __init__(self, cfg: ODEConfig, model: nn.Module, visibility: Visibility) -> None:
+    def __init__(self, cfg: ODEConfig, model: Backbone, visibility: Visibility) -> None:
         self.cfg, self.model, self.visibility = cfg, model, visibility
         self.levels = few_step_sigmas(RAW_STEPS[cfg.steps], cfg.shift)
         self.roles = {"model": model}
@@ -171,4 +174,3 @@ class OdeRegression:
 
     def after_step(self, step: int) -> None:
         """Nothing moves beside the model."""
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldline.functional.flow import add_noise, velocity
 from worldline.functional.losses import flow_matching_loss
@@ -13,6 +13,7 @@ from worldline.functional.masks import Visibility
 from worldline.methods.base import Phase, Rng
 from worldline.methods.finetune import drop_text
 from worldline.methods.noise import frame_weights, level_weights, per_chunk_index, table_levels
+from worldline.models.backbone import Backbone
 from worldline.rollout.teacher_forcing import teacher_forced_velocity
 from worldline.schema import LatentBatch, TextEmbedding
 
@@ -27,7 +28,7 @@ class TeacherForcingConfig:
     context_noise: float = 0.0  # clean halves are noised to U(0, this), so that the model forgives its own past
     text_dropout: float = 0.1
 
-    def build(self, model: nn.Module, visibility: Visibility, empty: TextEmbedding) -> TeacherForcing:
+    def build(self, model: Backbone, visibility: Visibility, empty: TextEmbedding) -> TeacherForcing:
         """visibility: chunk, window, sink, prefix of the world to be; empty: the empty prompt [1, L, D]."""
         return TeacherForcing(self, model, visibility, empty)
 
@@ -35,7 +36,9 @@ class TeacherForcingConfig:
 class TeacherForcing:
     """One network, one phase; the noisy half alone is scored, given prefix frames are not."""
 
-    def __init__(self, cfg: TeacherForcingConfig, model: nn.Module, visibility: Visibility, empty: TextEmbedding) -> None:
+    def __init__(
+        self, cfg: TeacherForcingConfig, model: Backbone, visibility: Visibility, empty: TextEmbedding
+    ) -> None:
         self.cfg, self.model, self.visibility, self.empty = cfg, model, visibility, empty
         self.roles = {"model": model}
         self.phases = (Phase("flow", "model", self.loss),)

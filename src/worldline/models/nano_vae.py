@@ -94,13 +94,16 @@ class Decoder(nn.Module):
 class NanoVAE(nn.Module):
     """Encode and decode whole clips or chunk by chunk. Video is float in [-1, 1], latents are normalised per channel."""
 
+    latent_mean: Tensor
+    latent_std: Tensor
+
     def __init__(self, cfg: NanoVAEConfig | None = None) -> None:
         super().__init__()
         self.config = cfg or NanoVAEConfig()
         self.encoder, self.decoder = Encoder(self.config), Decoder(self.config)
         self.register_buffer("latent_mean", torch.zeros(self.config.latent_channels))
         self.register_buffer("latent_std", torch.ones(self.config.latent_channels))
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def grid(self) -> TimeGrid:
@@ -120,7 +123,9 @@ class NanoVAE(nn.Module):
     def encode_raw(self, video: Tensor) -> Tensor:
         """video [B, F, 3, h, w] -> un-normalised latents [B, T, C, h/8, w/8]. Raises where F is not stride n + 1."""
         if video.ndim != 5 or video.shape[2] != 3 or video.shape[3] % self.spatial or video.shape[4] % self.spatial:
-            raise ShapeError(f"video {tuple(video.shape)}: expected [B, F, 3, h, w] with h and w divisible by {self.spatial}")
+            raise ShapeError(
+                f"video {tuple(video.shape)}: expected [B, F, 3, h, w] with h and w divisible by {self.spatial}"
+            )
         B, T = video.shape[0], self.grid.latent_frames(video.shape[1])
         z = self.encoder(video[:, 0], first=True)[:, None]  # [B, 1, C, H, W]
         if T == 1:

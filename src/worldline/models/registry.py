@@ -28,7 +28,10 @@ def kind_of(model: nn.Module) -> str:
 
 
 def save_model(
-    model: nn.Module, directory: str | Path, card: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+    model: WanModel | NanoVAE,
+    directory: str | Path,
+    card: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write weights (cast to `dtype` if given) and config; the card says where the weights come from."""
     directory = Path(directory)
@@ -47,7 +50,7 @@ def save_model(
     return directory
 
 
-def build_model(kind: str, config: dict[str, Any]) -> nn.Module:
+def build_model(kind: str, config: dict[str, Any]) -> WanModel | NanoVAE:
     """A freshly initialised model from a kind and its config as data. Unknown keys are errors."""
     if kind not in KINDS:
         raise WorldlineError(f"model kind {kind!r}; expected one of {sorted(KINDS)}")
@@ -77,7 +80,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], *, may_miss: tuple[st
     return list(missing)
 
 
-def load_model(directory: str | Path) -> nn.Module:
+def load_model(directory: str | Path) -> WanModel | NanoVAE:
     """The model of a directory in fp32, eval mode. Raises WorldlineError where a file is missing or does not fit."""
     directory = Path(directory)
     for name in ("config.json", "model.safetensors"):

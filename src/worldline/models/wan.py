@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldline.functional.rope import apply_rope, rope_angles
+from worldline.models.backbone import Backbone, TextContext
 from worldline.nn.camera import CameraMatrices, act
 from worldline.nn.kv_cache import KVCache, Stream
 from worldline.nn.layers import FeedForward, RMSNorm, TwoLayer, modulated_norm, sinusoidal_embedding
@@ -65,17 +66,6 @@ WAN_VARIANTS = {
     "nano": WanConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=6, text_dim=64, text_len=24),
     "wan2.1-t2v-1.3b": WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, text_dim=4096, text_len=512),
 }
-
-
-@dataclass(frozen=True)
-class TextContext:
-    """Keys and values of the prompt for every layer, each [B, N, L_text, Dh]: made once per prompt."""
-
-    layers: tuple[tuple[Tensor, Tensor], ...]
-
-    def expand(self, batch: int) -> TextContext:
-        """One prompt for `batch` samples, as views."""
-        return TextContext(tuple((k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)) for k, v in self.layers))
 
 
 class Attention(nn.Module):
@@ -185,7 +175,7 @@ class ConditionEmbedder(nn.Module):
             return temb, self.time_proj(F.silu(temb)).unflatten(-1, (6, -1))
 
 
-class WanModel(nn.Module):
+class WanModel(Backbone):
     """Predicts velocity = eps - x0 for every latent frame."""
 
     def __init__(self, cfg: WanConfig) -> None:
@@ -210,9 +200,9 @@ class WanModel(nn.Module):
             nn.init.normal_(embedder.linear_1.weight, std=0.02)
             nn.init.normal_(embedder.linear_2.weight, std=0.02)
         nn.init.zeros_(self.proj_out.weight)
-        for block in self.blocks:
-            if block.attn1.camera == "branch":
-                nn.init.zeros_(block.attn1.prope_o.weight)
+        for module in self.modules():
+            if isinstance(module, Attention) and module.camera == "branch":
+                nn.init.zeros_(module.prope_o.weight)
 
     def text_context(self, text: TextEmbedding) -> TextContext:
         """Embed a prompt and make every layer's keys and values once. Padding is attended as zeros, as in Wan."""
@@ -222,13 +212,22 @@ class WanModel(nn.Module):
                 f"{self.config.text_dim}; encode the prompt with its own text encoder"
             )
         embedded = self.condition_embedder.text_embedder(text.tokens * text.mask[..., None])
-        return TextContext(tuple(block.attn2.text_kv(embedded) for block in self.blocks))
+        return TextContext(tuple(block.attn2.text_kv(embedded) for block in self._blocks()))
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def tokens_per_frame(self, height: int, width: int) -> int:
+        """Tokens of one latent frame."""
+        _, ph, pw = self.config.patch_size
+        return (height // ph) * (width // pw)
 
     def rope(self, positions: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
         """positions: latent index of every frame [T] -> (cos, sin) for T rows cols tokens, frame-major."""
         t = positions.double()
         grid = torch.stack(
-            torch.meshgrid(t, torch.arange(rows, dtype=t.dtype), torch.arange(cols, dtype=t.dtype), indexing="ij"), dim=-1
+            torch.meshgrid(t, torch.arange(rows, dtype=t.dtype), torch.arange(cols, dtype=t.dtype), indexing="ij"),
+            dim=-1,
         )
         cos, sin = rope_angles(grid.flatten(0, 2), self.config.head_dim)
         device = self.proj_out.weight.device
@@ -266,7 +265,7 @@ class WanModel(nn.Module):
         matrices = None if cameras is None or self.config.camera == "none" else CameraMatrices.from_cameras(cameras)
         seen = Seen(T, matrices, mask, cache)
         rope = self.rope(positions, rows, cols)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._blocks()):
             h = block(h, mod, text.layers[layer], rope, seen, layer)
         shift, scale = (self.scale_shift_table + temb[:, :, None]).unsqueeze(3).unbind(2)
         out = self.proj_out(modulated_norm(h, shift, scale, self.config.eps)).float()

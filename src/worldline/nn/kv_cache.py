@@ -88,7 +88,9 @@ class RingCache(KVCache):
         super().__init__(visibility)
         window = visibility.window if visibility.window is not None else capacity
         if window is None:
-            raise WorldlineError("a ring cache needs a bound: give Visibility a window, or the cache a capacity in frames")
+            raise WorldlineError(
+                "a ring cache needs a bound: give Visibility a window, or the cache a capacity in frames"
+            )
         if window < max(visibility.chunk, visibility.prefix):
             raise WorldlineError(
                 f"window of {window} latent frames is shorter than a chunk of {visibility.chunk} or a prefix of "

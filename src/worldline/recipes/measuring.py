@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def player(ws: Workspace, stage: str) -> Player:
     if method in ("base", "finetune"):
         visibility = Visibility(bidirectional=True, prefix=rollout.prefix)
         whole_clip = latents(ws).latents.shape[1]
-    if method in ("base", "finetune", "teacher_forcing"):
+    if not ws.few_step(stage):
         plan = RolloutPlan.multi_step(visibility, rollout.multi_steps, rollout.guidance)
     else:
         plan = RolloutPlan.few_step(visibility, rollout.steps)
@@ -60,7 +61,12 @@ def evaluate_stage(ws: Workspace, stage: str, directory: Path) -> dict[str, floa
 
     found = evaluate_player(player(ws, stage), _episodes(ws, ws.run_dir / "episodes"), ws.recipe.evaluate.seed)
     save_evaluation(found, directory)
-    return {key: found.metrics[key] for key in HEADLINE}
+    return headline(found.metrics)
+
+
+def headline(metrics: dict[str, float]) -> dict[str, float]:
+    """The figures that stages are compared by, those that could be had."""
+    return {key: metrics[key] for key in HEADLINE if key in metrics}
 
 
 def save_evaluation(found: Evaluation, directory: Path) -> None:
@@ -68,7 +74,8 @@ def save_evaluation(found: Evaluation, directory: Path) -> None:
     arrays = {f"film_{i:02d}": frames for i, (_, frames) in enumerate(found.films)}
     arrays |= {f"command_{i:02d}": track for i, track in enumerate(found.commands)}
     arrays |= {f"response_{i:02d}": track for i, track in enumerate(found.responses)}
-    np.savez_compressed(directory / "films.npz", **arrays)
+    arrays |= {f"curve_{name}": curve for name, curve in found.curves.items()}
+    np.savez_compressed(directory / "films.npz", allow_pickle=False, **arrays)
     (directory / "labels.json").write_text(json.dumps([label for label, _ in found.films]) + "\n")
     write_metrics(directory, found.metrics)
 
@@ -84,7 +91,8 @@ def read_evaluation(directory: Path) -> Evaluation | None:
     tracks = {kind: [arrays[k] for k in sorted(arrays.files) if k.startswith(kind)] for kind in ("command", "response")}
     labels = json.loads((directory / "labels.json").read_text())
     films = [(label, arrays[f"film_{i:02d}"]) for i, label in enumerate(labels)]
-    return Evaluation(metrics, films, tracks["command"], tracks["response"])
+    curves = {k.removeprefix("curve_"): arrays[k] for k in arrays.files if k.startswith("curve_")}
+    return Evaluation(metrics, films, tracks["command"], tracks["response"], curves)
 
 
 def write_metrics(directory: Path, metrics: dict[str, Any]) -> None:
@@ -106,7 +114,7 @@ def evaluate(ws: Workspace, directory: Path) -> dict[str, float]:
     if not read_metrics(ws.run_dir / f"{last}-evaluation"):
         evaluate_stage(ws, last, directory)
     own = read_metrics(ws.run_dir / f"{last}-evaluation") or read_metrics(directory)
-    metrics |= {f"run_{key}": own[key] for key in HEADLINE}
+    metrics |= {f"run_{key}": value for key, value in headline(own).items()}
     metrics |= {f"bundled_{key}": value for key, value in _bundled(ws, directory).items()}
     if ws.recipe.evaluate.latency:
         metrics |= _latency(ws)
@@ -132,8 +140,27 @@ def _bundled(ws: Workspace, directory: Path) -> dict[str, float]:
     (directory / "bundled").mkdir(parents=True, exist_ok=True)
     found = evaluate_player(played, held_out, ws.recipe.evaluate.seed)
     save_evaluation(found, directory / "bundled")
-    return {key: found.metrics[key] for key in HEADLINE}
+    return headline(found.metrics)
 
 
-def _latency(ws: Workspace) -> dict[str, Any]:
-    return {}
+def _latency(ws: Workspace) -> dict[str, float]:
+    """First-frame latency of the first bidirectional, the first causal multi-step and the last model: same clip, same
+    machine, same process."""
+    from worldline.evaluate.latency import first_frame_latency, latency_metrics
+
+    steps, rollout = ws.recipe.evaluate.latency_steps, ws.recipe.rollout
+    stages = {
+        "bidirectional": ws.first("finetune"),
+        "ar_multistep": ws.first("teacher_forcing"),
+        "ar_fewstep": ws.last if ws.few_step(ws.last) else None,
+    }
+    players = {}
+    for kind, stage in stages.items():
+        if stage is not None:
+            played = player(ws, stage)
+            if kind != "ar_fewstep":
+                plan = RolloutPlan.multi_step(played.plan.visibility, steps, rollout.guidance)
+                played = replace(played, plan=plan)
+            players[kind] = played
+    walk = next(e for e in _episodes(ws, ws.run_dir / "episodes") if e.suite == "walk")
+    return latency_metrics(first_frame_latency(players, walk))

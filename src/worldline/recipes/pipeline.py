@@ -125,7 +125,11 @@ def _results(recipe: Recipe, ws: Workspace) -> list[Node]:
         *([] if recipe.evaluate.stages else [_episodes(recipe, ws)]),
         Node(
             "evaluate",
-            {"latency": recipe.evaluate.latency, "rollout": rollout, "latents": recipe.data.latents},
+            {
+                "latency": [recipe.evaluate.latency, recipe.evaluate.latency_steps],
+                "rollout": rollout,
+                "latents": recipe.data.latents,
+            },
             (*compared, "episodes", *parts),
             partial(measuring.evaluate, ws),
             external={**external, **bundled},

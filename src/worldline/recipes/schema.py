@@ -154,6 +154,7 @@ class EvaluateSection:
     walk_frames: int = 44  # and of a walking one
     stages: bool = True  # measure after every model stage
     latency: bool = True  # first-frame latency of the three kinds of model
+    latency_steps: int = 50  # denoising steps of the multi-step models there
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or min(self.spin_frames, self.walk_frames) < ONE_SECOND:

@@ -28,8 +28,8 @@ class Workspace:
 
     def outside(self, part: str) -> str | None:
         """The recipe's path of a part from outside the run; None where the run makes it."""
-        section = {"data": self.recipe.data, "codec": self.recipe.codec, "base": self.recipe.base}[part]
-        return section.path
+        paths = {"data": self.recipe.data.path, "codec": self.recipe.codec.path, "base": self.recipe.base.path}
+        return paths[part]
 
     def internal(self, *parts: str) -> tuple[str, ...]:
         """Those parts that are stages of this run."""
@@ -95,6 +95,10 @@ class Workspace:
         from worldline.data.dataset import open_dataset
 
         return open_dataset(self.part("data"))
+
+    def few_step(self, stage: str | None) -> bool:
+        """Whether a stage's model is a student that answers in a few steps."""
+        return stage in self.recipe.stages and self.recipe.stages[stage].method in ("ode", "consistency", "dmd")
 
     def first(self, method: str) -> str | None:
         """The first stage of a method: how reports find the bidirectional and the multi-step causal model."""

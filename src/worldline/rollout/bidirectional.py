@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from worldline.functional.flow import cfg
-from worldline.models.wan import TextContext, WanModel
+from worldline.models.backbone import Backbone, TextContext
 from worldline.rollout.denoise import denoise
 from worldline.rollout.plan import RolloutPlan
 from worldline.schema import Cameras, TextEmbedding
@@ -22,7 +22,7 @@ def with_given(x: Tensor, sigma: Tensor, given: Tensor | None) -> tuple[Tensor, 
 
 @torch.no_grad()
 def sample(
-    model: WanModel,
+    model: Backbone,
     plan: RolloutPlan,
     noise: Tensor,
     text: TextEmbedding,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worldline.functional.flow import cfg
-from worldline.models.wan import TextContext, WanModel
+from worldline.models.backbone import Backbone, TextContext
 from worldline.nn.kv_cache import BlockCache, KVCache, RingCache
 from worldline.rollout.denoise import denoise
 from worldline.rollout.plan import RolloutPlan
@@ -25,7 +25,7 @@ class ChunkLoop:
 
     def __init__(
         self,
-        model: WanModel,
+        model: Backbone,
         plan: RolloutPlan,
         text: TextEmbedding,
         *,
@@ -121,7 +121,9 @@ def generate(
     visibility, T = loop.plan.visibility, noise.shape[1]
     given = 0 if prefix is None else prefix.shape[1]
     if given != visibility.prefix:
-        raise WorldlineError(f"{given} prefix latents for a plan with prefix {visibility.prefix}; expected the same number")
+        raise WorldlineError(
+            f"{given} prefix latents for a plan with prefix {visibility.prefix}; expected the same number"
+        )
     if (T - given) % visibility.chunk:
         raise WorldlineError(f"{T - given} latents to generate do not divide into chunks of {visibility.chunk}")
     if prefix is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from worldline.functional.flow import few_step_sigmas, sampling_sigmas
@@ -28,7 +29,7 @@ class RolloutPlan:
 
     def __post_init__(self) -> None:
         levels = (*self.sigmas, 0.0)
-        if len(levels) < 2 or any(a <= b for a, b in zip(levels, levels[1:], strict=False)) or levels[0] > 1.0:
+        if len(levels) < 2 or any(a <= b for a, b in pairwise(levels)) or levels[0] > 1.0:
             raise WorldlineError(f"sigmas {self.sigmas}: expected descending levels in (0, 1]")
 
     @staticmethod

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from worldline.functional.masks import Visibility
-from worldline.models.wan import TextContext, WanModel
+from worldline.models.backbone import Backbone, TextContext
 from worldline.schema import Cameras
 
 
 def teacher_forced_velocity(
-    model: WanModel,
+    model: Backbone,
     clean: Tensor,
     noisy: Tensor,
     sigma: Tensor,
@@ -27,8 +27,7 @@ def teacher_forced_velocity(
     Equals streaming block by block over a clean cache: noisy chunk i sees clean chunks before i and itself.
     """
     T = clean.shape[1]
-    _, ph, pw = model.config.patch_size
-    tokens = (clean.shape[-2] // ph) * (clean.shape[-1] // pw)
+    tokens = model.tokens_per_frame(*clean.shape[-2:])
     mask = visibility.expand(visibility.teacher_forcing_mask(T), tokens).to(clean.device)
     levels = torch.cat([torch.zeros_like(sigma) if sigma_clean is None else sigma_clean, sigma], dim=1)
     both = None if cameras is None else Cameras(cameras.w2c.repeat(1, 2, 1, 1), cameras.K.repeat(1, 2, 1))

@@ -64,7 +64,8 @@ def create_app(engine: Engine, allowed_hosts: list[str] | None = None) -> FastAP
     @app.get("/api/starts")
     async def starts() -> list[dict]:
         return [
-            {"name": s.name, "caption": s.caption, "thumbnail": f"/api/starts/{s.name}.jpg"} for s in engine.starts.values()
+            {"name": s.name, "caption": s.caption, "thumbnail": f"/api/starts/{s.name}.jpg"}
+            for s in engine.starts.values()
         ]
 
     @app.get("/api/starts/{name}.jpg")

@@ -55,7 +55,9 @@ class Frame:
     def unpack(payload: bytes) -> tuple[Frame, float]:
         """A packed frame and the server's clock. Raises ProtocolError on another version or a short message."""
         if len(payload) < HEADER.size or payload[0] != VERSION:
-            raise ProtocolError(f"{len(payload)} bytes beginning {payload[:4].hex()}: expected a version {VERSION} frame")
+            raise ProtocolError(
+                f"{len(payload)} bytes beginning {payload[:4].hex()}: expected a version {VERSION} frame"
+            )
         _, flags, keys, generation, frame, chunk, seq, server_ms, compute_ms = HEADER.unpack_from(payload)
         first = bool(flags & FIRST_OF_CHUNK)
         return Frame(generation, frame, chunk, seq, keys, first, compute_ms, payload[HEADER.size :]), server_ms

@@ -114,7 +114,9 @@ def hardware(engine: Engine) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     device = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else cpu
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")

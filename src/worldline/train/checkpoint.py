@@ -57,4 +57,6 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
         optimizers = torch.load(path / "optimizers.pt", weights_only=True, map_location="cpu")
         return weights, optimizers, json.loads((path / "state.json").read_text())
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise WorldlineError(f"checkpoint {path} cannot be read ({error}); delete that folder to resume from the one before") from error
+        raise WorldlineError(
+            f"checkpoint {path} cannot be read ({error}); delete that folder to resume from the one before"
+        ) from error

@@ -45,4 +45,6 @@ def _step(line: str) -> int:
 def read_log(run_dir: Path) -> list[dict[str, float]]:
     """All whole lines of a run's log."""
     path = Path(run_dir) / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines() if _step(line) < 1 << 62] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text().splitlines() if _step(line) < 1 << 62] if path.exists() else []
+    )

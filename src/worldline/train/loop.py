@@ -176,7 +176,11 @@ class Trainer:
         weights: dict[str, dict[str, Tensor]] = {r: self.method.roles[r].state_dict() for r in self.trained}
         weights |= {f"{name}.ema": ema.state() for name, ema in self.emas.items()}
         weights |= {n: m.state_dict() for n, m in self.method.roles.items() if n in _moving(self.method)}
-        state = {"step": self.step, "seconds": self.seconds, "ema_updates": {n: e.updates for n, e in self.emas.items()}}
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "ema_updates": {n: e.updates for n, e in self.emas.items()},
+        }
         optimizers = {n: o.state_dict() for n, o in self.optimizers.items()}
         save_checkpoint(self.run_dir / "checkpoints", self.step, weights, optimizers, state, self.cfg.keep)
 

@@ -1,0 +1,41 @@
+"""What the rest of the framework asks of a video diffusion transformer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from worldline.nn.kv_cache import KVCache
+from worldline.schema import TextEmbedding
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """Keys and values of the prompt for every layer, each [B, N, L_text, Dh]: made once per prompt."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+
+class Backbone(nn.Module, ABC):
+    """Predicts velocity = eps - x0: `model(x, sigma, text, cameras=, positions=, mask=, cache=)` -> [B, T, C, H, W].
+
+    x: [B, T, C, H, W]; sigma: [B, T], one noise level a latent frame. `mask` (bool over tokens, frame-major) and `cache` (the
+    clean past) are the two ways to say what a frame sees; a model without cameras ignores them.
+    """
+
+    config: Any
+
+    @abstractmethod
+    def text_context(self, text: TextEmbedding) -> TextContext:
+        """The prompt, embedded once for all layers and steps."""
+
+    @abstractmethod
+    def tokens_per_frame(self, height: int, width: int) -> int:
+        """Tokens of one latent frame of this grid."""
+
+    @abstractmethod
+    def reanchor(self, cache: KVCache, world: Tensor) -> None:
+        """Move a cache to another world frame: world [B, 4, 4] maps old to new world points."""

@@ -96,3 +96,17 @@ def test_a_missing_dataset_fails_before_anything_runs(smallest, tmp_path):
     with pytest.raises(WorldlineError, match="is no finished dataset"):
         go(smallest, tmp_path / "run", "data.path=nowhere")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_smoke_recipe_from_rendering_to_report(tmp_path, monkeypatch):
+    from worldline.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--recipe", "nano-smoke", "--no-serve", "--json", "figures.json"]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {"seconds_total", "first_frame_ms_bidirectional", "first_frame_ms_ar_multistep"} <= set(figures)
+    assert {"first_frame_ms_ar_fewstep", "first_frame_speedup"} <= set(figures)
+    assert {f"run_{k}" for k in ("psnr_1s", "psnr_1s_frozen", "psnr_1s_wrong_actions")} <= set(figures)
+    report = (tmp_path / "runs/nano-smoke/report/index.html").read_text()
+    assert all(stage in report for stage in STAGES)

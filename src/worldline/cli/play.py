@@ -42,7 +42,12 @@ def find_world(name: str | None) -> Path:
 
 def serve_world(world: Path, *, port: int, browser: bool) -> int:
     """Serve until interrupted."""
+    from rich.console import Console
+
     from worldline.serve.app import serve
 
-    serve(world, port=port, open_browser=browser)
+    def ready(url: str) -> None:
+        Console().print(f"{world} is at [bold]{url}[/] (Ctrl-C stops it)", highlight=False)
+
+    serve(world, port=port, open_browser=browser, on_ready=ready)
     return 0

@@ -130,4 +130,4 @@ def page(name: str, rows: list[dict[str, Any]], figures: dict[str, Any]) -> str:
 
 def _cell(value: Any) -> str:
     """A figure to three decimals; a dash where it could not be had."""
-    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else escape(str(value))
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else escape(str(value))

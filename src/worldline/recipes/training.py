@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import nn
 
 from worldline.methods.base import Method
+from worldline.models.nano_vae import NanoVAE
 from worldline.models.registry import save_model
+from worldline.models.wan import WanModel
 from worldline.recipes.builder import to_data
 from worldline.recipes.cards import card
 from worldline.recipes.workspace import Workspace
@@ -58,7 +59,8 @@ def train(
         result = trainer.fit()
     if not result.finished:
         raise KeyboardInterrupt
-    model: nn.Module = method.roles[role]
+    model = method.roles[role]
+    assert isinstance(model, (WanModel, NanoVAE)), "stages train registered models"
     model.load_state_dict(trainer.trained_state(role))
     losses = {k: v for k, v in result.last.items() if k.endswith("/loss")}
     save_model(model, directory / "model", card(ws, stage, steps=result.step, seconds=result.seconds, losses=losses))

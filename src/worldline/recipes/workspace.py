@@ -83,7 +83,7 @@ class Workspace:
         codec = load_model(self.part("codec"))
         if isinstance(codec, WanModel):
             raise WorldlineError(f"{self.part('codec')} holds a video model; expected a codec")
-        return codec  # type: ignore[return-value]
+        return codec
 
     def text_encoder(self) -> HashTextEncoder:
         """The prompt encoder that fits the backbone."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from worldline.stream.pacing import Pacer
@@ -20,7 +22,7 @@ def play(pacer: Pacer, compute: list[float]) -> tuple[list[float], list[float]]:
 
 def test_a_fast_machine_shows_frames_at_native_rate_without_a_gap():
     due, _ = play(Pacer(16, 4), [0.05] * 20)
-    gaps = [b - a for a, b in zip(due, due[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(due)]
     assert gaps == pytest.approx([1 / 16] * len(gaps))
 
 
@@ -32,14 +34,14 @@ def test_chunks_start_as_late_as_they_may():
 
 def test_a_slow_machine_spreads_its_frames_evenly():
     due, starts = play(Pacer(16, 4), [0.4] * 20)
-    gaps = [b - a for a, b in zip(due[20:], due[21:], strict=False)]
+    gaps = [b - a for a, b in pairwise(due[20:])]
     assert gaps == pytest.approx([0.1] * len(gaps))
     assert starts[-1] == pytest.approx(19 * 0.4)  # it never waits
 
 
 def test_one_late_chunk_does_not_make_the_next_hurry():
     due, _ = play(Pacer(16, 4), [0.05] * 8 + [0.5] + [0.05] * 8)
-    gaps = [b - a for a, b in zip(due, due[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(due)]
     assert min(gaps) > 0.99 / 16
     assert sum(g > 1.01 / 16 for g in gaps) <= 8
 

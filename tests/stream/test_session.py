@@ -226,7 +226,7 @@ def test_foreign_files_are_refused(engine, tmp_path):
     path = tmp_path / "walk.safetensors"
     engine.session("hall").save(path)
     engine.weights = "000000000000"
-    with pytest.raises(WorldlineError, match="world it came from"):
+    with pytest.raises(WorldlineError, match="was walked in world"):
         Session.load(engine, path)
     path.write_bytes(b"nothing")
     with pytest.raises(WorldlineError, match="not readable"):

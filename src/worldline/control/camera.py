@@ -1,8 +1,8 @@
 """From controls to cameras: where a walking player looks from, pixel frame by pixel frame.
 
-The law is that of the data source, so that a command means at play what it meant in training: a pixel frame is two tics;
-a turn acts at once, before the move; every tic adds thrust, moves, and keeps 0.90625 of the velocity. Thrust is such
-that held full speed approaches `walk_units_per_frame`.
+The law is that of the data source, so that a command means at play what it meant in training: a pixel frame is two
+tics; a turn acts at once, before the move; every tic adds thrust, moves, and keeps 0.90625 of the velocity. Thrust is
+such that held full speed approaches `walk_units_per_frame`.
 """
 
 from __future__ import annotations

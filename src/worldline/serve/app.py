@@ -99,7 +99,7 @@ class ClientGone(Exception):
 
 
 def _to_client(send: Callable[[T], Awaitable[None]]) -> Callable[[T], Awaitable[None]]:
-    """A send whose one failure has one name: starlette raises RuntimeError, as torch does, for a socket that is closed."""
+    """A send whose one failure has one name: for a closed socket starlette raises RuntimeError, as torch does."""
 
     async def sending(message: T) -> None:
         try:

@@ -1,8 +1,8 @@
 """One player's connection: input in, frames out, on time.
 
 The model runs in one worker thread. A chunk is started as late as it may be, answers the newest input, is queued for
-sending frame by frame at the world's rate, and only then committed. What the client has not shown yet is bounded: a slow
-client slows the world, it never fills a queue.
+sending frame by frame at the world's rate, and only then committed. What the client has not shown yet is bounded: a
+slow client slows the world, it never fills a queue.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What goes over the wire, version 1. Knows nothing of models or sockets.
 
-Server to client, binary: one frame, HEADER then a JPEG. Server to client, text: JSON objects with a `type` (hello, reset,
-busy, error). Client to server, text: JSON objects parsed here.
+Server to client, binary: one frame, HEADER then a JPEG. Server to client, text: JSON objects with a `type` (hello,
+reset, prompt, busy, error). Client to server, text: JSON objects parsed here.
 """
 
 from __future__ import annotations

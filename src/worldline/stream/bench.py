@@ -81,10 +81,11 @@ def _stream(engine: Engine, seconds: float, seed: int) -> tuple[np.ndarray, np.n
     many chunks as fill the window, so that the figures are those of a long walk."""
     image = None if engine.starts else np.zeros((engine.config.height, engine.config.width, 3), np.uint8)
     session, n, rng = engine.session(image, seed=seed), engine.frames_per_chunk, np.random.default_rng(seed)
-    rows, stop, least = [], time.perf_counter() + seconds, 3 * engine.spec.window + 4
+    rows: list[tuple[float, float, float, float]] = []
+    stop, least = time.perf_counter() + seconds, 3 * engine.spec.window + 4
     while time.perf_counter() < stop or len(rows) < least:
         yaw = float(rng.uniform(-1, 1)) * engine.config.turn_deg_per_frame
-        controls = Controls(np.tile((0, 0, rng.integers(0, 2)), (n, 1)), np.tile((yaw, 0, 0), (n, 1)))
+        controls = Controls(np.tile((0, 0, int(rng.integers(0, 2))), (n, 1)), np.tile((yaw, 0, 0), (n, 1)))
         begin = time.perf_counter()
         session.step(controls)
         ready = time.perf_counter()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,15 +55,19 @@ class Engine:
     """Weights and codec on a device. Use `load`; sessions hold all that changes."""
 
     def __init__(
-        self, model: WanModel, codec: NanoVAE, config: WorldConfig, starts: dict[str, Start], *, name: str, weights: str,
-        device: str = "cpu", dtype: DType = "auto",
-    ) -> None:  # fmt: skip
-        self.model, self.codec, self.config, self.starts = (
-            model.to(device).eval(),
-            codec.to(device).eval(),
-            config,
-            starts,
-        )
+        self,
+        model: WanModel,
+        codec: NanoVAE,
+        config: WorldConfig,
+        starts: dict[str, Start],
+        *,
+        name: str,
+        weights: str,
+        device: str = "cpu",
+        dtype: DType = "auto",
+    ) -> None:
+        self.model, self.codec = model.to(device).eval(), codec.to(device).eval()
+        self.config, self.starts = config, starts
         self.device = torch.device(device)
         # On two CPU cores bf16 gains nothing at these widths (nano, one thread: 45 against 47 ms a chunk) and costs
         # accuracy; on an accelerator it is what the tensor cores are for.
@@ -87,18 +92,25 @@ class Engine:
         model, codec = load_model(directory), load_model(directory / config.codec)
         if not isinstance(model, WanModel) or not isinstance(codec, NanoVAE):
             raise WorldlineError(
-                f"{directory} holds a {type(model).__name__} and a {type(codec).__name__}; expected a world and its codec"
+                f"{directory} holds a {type(model).__name__} and its codec is a {type(codec).__name__}; expected a "
+                "WanModel and a NanoVAE"
             )
         if codec.latent_channels != model.config.in_channels:
             raise WorldlineError(
-                f"the codec's {codec.latent_channels} latent channels do not fit the world's {model.config.in_channels}; "
-                f"point `codec` of {directory / 'world.json'} to the codec it was trained with"
+                f"the codec's {codec.latent_channels} latent channels do not fit the world's "
+                f"{model.config.in_channels}; point `codec` of {directory / 'world.json'} to the codec it was trained with"
             )
         starts = read_starts(directory / config.starts, config.height, config.width)
         engine = Engine(
-            model, codec, config, starts, name=directory.resolve().parent.name, weights=weights_hash(directory),
-            device=device, dtype=dtype,
-        )  # fmt: skip
+            model,
+            codec,
+            config,
+            starts,
+            name=directory.resolve().parent.name,
+            weights=weights_hash(directory),
+            device=device,
+            dtype=dtype,
+        )
         if threads is not None:
             torch.set_num_threads(threads)
         elif engine.device.type == "cpu" and warm:
@@ -114,7 +126,8 @@ class Engine:
         return Spec(
             name=self.name, fps=c.fps, height=c.height, width=c.width, stride=self.grid.stride,
             latents_per_chunk=visibility.chunk, frames_per_chunk=self.frames_per_chunk, window=visibility.window or 0,
-            steps=len(c.sigmas), turn_deg_per_frame=c.turn_deg_per_frame, max_turn_deg_per_frame=c.max_turn_deg_per_frame,
+            steps=len(c.sigmas), turn_deg_per_frame=c.turn_deg_per_frame,
+            max_turn_deg_per_frame=c.max_turn_deg_per_frame,
             parameters=sum(p.numel() for p in self.model.parameters()), weights=self.weights, device=str(self.device),
             dtype=self.dtype, threads=torch.get_num_threads(),
         )  # fmt: skip
@@ -149,7 +162,7 @@ class Engine:
         return self._texts[prompt]
 
     @contextlib.contextmanager
-    def compute(self):
+    def compute(self) -> Iterator[None]:
         """Inference mode in the engine's compute type."""
         with (
             torch.inference_mode(),

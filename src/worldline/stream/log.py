@@ -17,8 +17,8 @@ FORMAT = "worldline-session-1"
 
 @dataclass
 class SessionLog:
-    """image: uint8 [H, W, 3]; prompts: (chunk from which it holds, prompt), the first at 0; one entry of controls and of
-    clean latents [n, C, H, W] a chunk."""
+    """image: uint8 [H, W, 3]; prompts: (chunk from which it holds, prompt), the first at 0; one entry of controls and
+    of clean latents [n, C, H, W] a chunk."""
 
     image: np.ndarray
     seed: int
@@ -85,7 +85,8 @@ class SessionLog:
             )
         if about["weights"] != weights:
             raise WorldlineError(
-                f"{path} was walked in world {about['weights']}, this one is {weights}; load it with the world it came from"
+                f"{path} was walked in world {about['weights']}, this one is {weights}; load it with the world it came "
+                "from"
             )
         chunks = about["chunks"]
         rows = len(tensors["move"]) // max(chunks, 1)

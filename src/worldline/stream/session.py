@@ -2,10 +2,11 @@
 
 What a session holds, and what is always true of it:
 - `loop` has committed every latent of the log but those of the pending chunk; nothing non-finite is ever in either.
-- A step denoises, decodes and returns; the pending chunk is committed by `commit()`, at the latest by the next step, so a
-  viewer never waits for the cache.
+- A step denoises, decodes and returns; the pending chunk is committed by `commit()`, at the latest by the next step, so
+  a viewer never waits for the cache.
 - A step either happens wholly or, when it raises, not at all: the session goes on from where it was.
-- Randomness is a function of (seed, latent index, attempt), and the log is the session: loading and rewinding replay it.
+- Randomness is a function of (seed, latent index, attempt), and the log is the session: loading and rewinding replay
+  it.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from worldline.stream.log import SessionLog
 if TYPE_CHECKING:
     from worldline.stream.engine import Engine
 
-# Model units walked from the anchor before the cached world is moved to the player: far translations cost precision in the
-# camera attention, and training clips span about one unit.
+# Model units walked from the anchor before the cached world is moved to the player: far translations cost precision in
+# the camera attention, and training clips span about one unit.
 REANCHOR_AT = 4.0
 
 
@@ -61,6 +62,15 @@ def to_uint8(video: Tensor) -> np.ndarray:
 
 class Session:
     """Made by `Engine.session`. Not for two threads at once: the second raises BusyError."""
+
+    first_frame: np.ndarray  # uint8 [H, W, 3], the start image as the codec shows it
+    timings: Timings
+    _log: SessionLog
+    _loop: ChunkLoop
+    _camera: CameraIntegrator  # the pose after the last chunk shown
+    _first_latent: Tensor  # [1, 1, C, H, W]
+    _codec_state: Tensor  # what decoding the next chunk needs of the last
+    _pending: tuple[Tensor, Cameras] | None  # latents [1, n, C, H, W] shown and not yet committed
 
     def __init__(self, engine: Engine, image: np.ndarray, prompt: str, seed: int) -> None:
         self.engine = engine
@@ -135,8 +145,8 @@ class Session:
             if torch.isfinite(latents).all():
                 return latents
         raise NonFiniteError(
-            f"the model gave non-finite values for latent {self._loop.frames}, twice; the session is as before: step with "
-            "other controls, or reset; where it comes back, check the world's weights"
+            f"the model gave non-finite values for latent {self._loop.frames}, twice; the session is as before: step "
+            "with other controls, or reset; where it comes back, check the world's weights"
         )
 
     # -- changing it ---------------------------------------------------------------------------------------------------
@@ -178,10 +188,10 @@ class Session:
             loop = ChunkLoop(engine.model, c.plan, text, negative=negative, cache="ring")
             camera = CameraIntegrator(c.intrinsics, c.move_scale, c.walk_units_per_frame)
             loop.commit(latent, self._cameras(CameraPath(camera.pose[None], camera.K)))
-        self.first_frame = to_uint8(video[0])[0]  # uint8 [H, W, 3], as the codec shows the start image
+        self.first_frame = to_uint8(video[0])[0]
         self._first_latent, self._log, self._loop = latent, log, loop
         self._camera, self._codec_state, self.timings = camera, codec_state, Timings()
-        self._pending: tuple[Tensor, Cameras] | None = None
+        self._pending = None
 
     def _replay(self, log: SessionLog) -> None:
         """Make this session the one of `log`: commit its latents under its controls and prompts."""

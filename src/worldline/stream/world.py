@@ -73,7 +73,7 @@ class WorldConfig:
         needed = [k for k, f in fields.items() if f.default is dataclasses.MISSING and k != "visibility"]
         if absent := [k for k in needed if k not in raw]:
             raise WorldlineError(f"{path} lacks {absent}; every world states them")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         return WorldConfig(visibility=visibility, **values)
 
     def write(self, directory: str | Path) -> Path:
@@ -120,7 +120,8 @@ def checked(image: Any, height: int, width: int) -> np.ndarray:
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.shape != (height, width, 3):
         raise WorldlineError(
-            f"start image {array.dtype} {array.shape}: expected uint8 {(height, width, 3)}; use stream.world.fit(image, ...)"
+            f"start image {array.dtype} {array.shape}: expected uint8 {(height, width, 3)}; use "
+            "stream.world.fit(image, height, width)"
         )
     return array
 

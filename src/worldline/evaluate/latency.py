@@ -58,11 +58,14 @@ def first_frame_latency(players: Mapping[str, Player], episode: Episode, *, runs
 
 
 def latency_metrics(rows: list[Latency]) -> dict[str, float]:
-    """first_frame_ms_<kind> (pixels), first_frame_denoise_ms_<kind>, and first_frame_speedup (pixels) and
-    first_frame_denoise_speedup of the few-step model over the bidirectional one, where both were measured."""
+    """first_frame_ms_<kind> (pixels), first_frame_denoise_ms_<kind>, first_frame_calls_<kind>, first_frame_latents_<kind>;
+    first_frame_speedup (pixels) and first_frame_denoise_speedup of the few-step model over the bidirectional one, where
+    both were measured."""
     by = {row.kind: row for row in rows}
     metrics = {f"first_frame_ms_{kind}": round(row.pixels_ms, 2) for kind, row in by.items()}
     metrics |= {f"first_frame_denoise_ms_{kind}": round(row.denoise_ms, 2) for kind, row in by.items()}
+    metrics |= {f"first_frame_calls_{kind}": float(row.calls) for kind, row in by.items()}
+    metrics |= {f"first_frame_latents_{kind}": float(row.latents) for kind, row in by.items()}
     if "bidirectional" in by and "ar_fewstep" in by:
         slow, fast = by["bidirectional"], by["ar_fewstep"]
         metrics["first_frame_speedup"] = round(slow.pixels_ms / fast.pixels_ms, 2)

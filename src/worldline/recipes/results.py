@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-from html import escape
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from worldline.models.registry import load_model, save_model
-from worldline.recipes.measuring import HEADLINE, read_evaluation, read_metrics
+from worldline.models.registry import load_model, save_model, weights_hash
+from worldline.recipes.cards import hardware
+from worldline.recipes.load import recipe_hash
+from worldline.recipes.measuring import read_evaluation, read_metrics
+from worldline.recipes.store import StageStore
 from worldline.recipes.workspace import Workspace
 from worldline.rollout.plan import RolloutPlan
 from worldline.schema import WorldlineError
 from worldline.stream.world import WorldConfig
+from worldline.train.log import read_log
 
 if TYPE_CHECKING:
-    from worldline.evaluate.suite import Evaluation
+    from worldline.evaluate.report import StageReport
 
 
 def world(ws: Workspace, directory: Path) -> dict[str, float]:
@@ -72,62 +77,47 @@ def write_starts(ws: Workspace, directory: Path) -> None:
 
 
 def report(ws: Workspace, directory: Path) -> dict[str, float]:
-    """Stage `report`: one offline page (index.html, with sheet-<stage>.png) and the same as data (report.json)."""
-    from worldline.recipes.store import StageStore
+    """Stage `report`: one offline page (index.html), and its figures as data (report.json)."""
+    from worldline.evaluate.report import RunInfo, write_report
 
-    store, rows = StageStore(ws.run_dir), []
-    for name in ("base", *ws.recipe.stages):
-        found, record = read_evaluation(ws.run_dir / f"{name}-evaluation"), store.read(name)
-        if found is not None:
-            _sheet(found, directory / f"sheet-{name}.png")
-        rows.append(
-            {
-                "stage": name,
-                "seconds": None if record is None else round(record.seconds, 1),
-                "losses": {} if record is None else record.losses,
-                "metrics": {} if found is None else found.metrics,
-            }
-        )
+    stages = [_stage_report(ws, name) for name in ("base", *ws.recipe.stages)]
     figures = read_metrics(ws.run_dir / "evaluate")
+    rows = [{"stage": s.name, "steps": s.steps, "seconds": s.seconds, "metrics": dict(s.metrics)} for s in stages]
     data = {"recipe": ws.recipe.name, "stages": rows, "figures": figures}
     (directory / "report.json").write_text(json.dumps(data, indent=2) + "\n")
-    (directory / "index.html").write_text(page(ws.recipe.name, rows, figures))
+    clips = ws.clips().info
+    facts = {
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": hardware(),
+        "data": f"{clips['clips']} clips, {clips['source']}",
+        "recipe hash": recipe_hash(ws.recipe)[:12],
+    }
+    info = RunInfo(recipe=ws.recipe.name, about=ws.recipe.about, facts=facts)
+    write_report(
+        directory / "index.html", info, stages, {k: v for k, v in figures.items() if k.startswith("first_frame")}
+    )
     return {}
 
 
-def _sheet(found: Evaluation, path: Path, columns: int = 8) -> None:
-    """Every film of an evaluation as a row of frames, evenly spread."""
-    from PIL import Image
+def _stage_report(ws: Workspace, name: str) -> StageReport:
+    """What the page shows of a stage: what is not there is left empty."""
+    from worldline.evaluate.report import StageReport
 
-    strips = []
-    for _, frames in found.films:
-        picked = np.linspace(0, len(frames) - 1, columns).round().astype(int)
-        strips.append(np.concatenate(list(frames[picked]), axis=1))
-    Image.fromarray(np.concatenate(strips, axis=0)).save(path)
-
-
-def page(name: str, rows: list[dict[str, Any]], figures: dict[str, Any]) -> str:
-    """The report as one HTML page without scripts or links to elsewhere."""
-    heads = "".join(f"<th>{escape(key)}</th>" for key in ("stage", "seconds", *HEADLINE))
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td>{_cell(v)}</td>" for v in (r["stage"], r["seconds"], *map(r["metrics"].get, HEADLINE)))
-        + "</tr>"
-        for r in rows
+    found, record = read_evaluation(ws.run_dir / f"{name}-evaluation"), StageStore(ws.run_dir).read(name)
+    section, lines = ws.recipe.stages.get(name), read_log(ws.run_dir / name / "train")
+    model = ws.part("base") if name == "base" else ws.model_dir(name)
+    losses = {}
+    for key in dict.fromkeys(k for line in lines for k in line if k.endswith("/loss")):
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        losses[key] = (np.array([p[0] for p in points]), np.array([p[1] for p in points]))
+    shown = {} if found is None else {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+    return StageReport(
+        name=name,
+        method="pretrained" if section is None else section.method,
+        init=None if section is None else section.init,
+        steps=int(lines[-1]["step"]) + 1 if lines else 0,
+        seconds=0.0 if record is None else round(record.seconds, 1),
+        weights=weights_hash(model) if (model / "model.safetensors").is_file() else "",
+        losses=losses,
+        **shown,
     )
-    totals = "".join(f"<tr><th>{escape(key)}</th><td>{_cell(value)}</td></tr>" for key, value in figures.items())
-    sheets = "".join(
-        f'<h2>{escape(r["stage"])}</h2><p>rows: truth, model</p><img src="sheet-{r["stage"]}.png" alt="{r["stage"]}">'
-        for r in rows
-        if r["metrics"]
-    )
-    style = "body{font:15px sans-serif;margin:2em}td,th{padding:.3em .8em;text-align:right}img{max-width:100%}"
-    return (
-        f"<!doctype html><meta charset=utf-8><title>{escape(name)}</title><style>{style}</style><h1>{escape(name)}</h1>"
-        f"<table><tr>{heads}</tr>{body}</table>{sheets}<h2>figures</h2><table>{totals}</table>\n"
-    )
-
-
-def _cell(value: Any) -> str:
-    """A figure to three decimals; a dash where it could not be had."""
-    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else escape(str(value))

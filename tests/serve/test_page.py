@@ -56,6 +56,11 @@ def test_walking_in_the_page(page, tmp_path):
     wait(page, "parseInt(document.getElementById('a2p').textContent) >= 0")
     page.screenshot(path=str(tmp_path / "page.png"))
     page.keyboard.up("w")
+    box = page.locator("#keys [data-key=right]").bounding_box()
+    page.mouse.move(box["x"] + 9, box["y"] + 9)
+    page.mouse.down()
+    wait(page, "document.querySelector('[data-key=right]').classList.contains('on')")
+    page.mouse.up()
     wait(page, "!document.querySelector('[data-key=w]').classList.contains('on')")
     painted = page.evaluate(
         "() => { const c = document.getElementById('view');"

@@ -49,7 +49,7 @@ def test_the_session_is_the_one_loop(engine):
     seeds = range(9)
     frames = walk(session, seeds)
 
-    latents = torch.stack([session._first_latent[0, 0], *(z[0] for z in session._log.latents)])
+    latents = torch.stack([session._first_latent[0, 0], *(z[0] for z in session.log.latents)])
     reference = engine.session("hall", seed=3)
     camera = reference._camera
     path = camera.extend(Controls.concat([controls(s) for s in seeds]))
@@ -143,7 +143,7 @@ def test_one_bad_draw_is_drawn_again(engine, monkeypatch):
     monkeypatch.setattr(session._loop, "denoise", once_bad)
     assert session.step(controls(0)).std() > 1
     assert len(calls) == 2
-    assert all(torch.isfinite(z).all() for z in session._log.latents)
+    assert all(torch.isfinite(z).all() for z in session.log.latents)
 
 
 def test_wrong_rows_change_nothing(engine):
@@ -203,7 +203,7 @@ def test_a_fork_and_its_origin_part(engine):
     other = session.fork()
     ahead = walk(session, (3, 4))
     np.testing.assert_array_equal(walk(other, (3, 4)), ahead)
-    assert len(other._log.controls) == len(session._log.controls) == 5
+    assert len(other.log.controls) == len(session.log.controls) == 5
 
 
 def test_a_saved_session_goes_on_as_the_original(engine, tmp_path):

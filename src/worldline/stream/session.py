@@ -83,6 +83,11 @@ class Session:
         return self._log.prompts[-1][1]
 
     @property
+    def log(self) -> SessionLog:
+        """Image, controls, clean latents, prompts and seed so far: a copy."""
+        return self._log.copy()
+
+    @property
     def frame_index(self) -> int:
         """Pixel frames shown so far, the first one included: the index of the next frame."""
         return 1 + len(self._log.controls) * self.engine.frames_per_chunk

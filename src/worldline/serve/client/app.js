@@ -151,6 +151,14 @@ addEventListener("keydown", (event) => {
 addEventListener("keyup", (event) => { if (held.delete(event.code)) sendInput(); });
 addEventListener("blur", () => { if (held.size) { held.clear(); sendInput(); } });
 
+// The keys on the picture work under a finger, too.
+const TOUCH = { w: "KeyW", a: "KeyA", s: "KeyS", d: "KeyD", left: "ArrowLeft", right: "ArrowRight" };
+for (const key of document.querySelectorAll("#keys kbd")) {
+  const code = TOUCH[key.dataset.key];
+  key.addEventListener("pointerdown", (event) => { event.preventDefault(); key.setPointerCapture(event.pointerId); held.add(code); sendInput(); });
+  for (const end of ["pointerup", "pointercancel"]) key.addEventListener(end, () => { if (held.delete(code)) sendInput(); });
+}
+
 canvas.addEventListener("click", () => { canvas.focus(); canvas.requestPointerLock?.()?.catch?.(() => {}); });
 addEventListener("mousemove", (event) => {
   if (document.pointerLockElement !== canvas) return;

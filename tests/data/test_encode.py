@@ -35,7 +35,7 @@ def test_encoding_is_that_of_the_codec_and_is_not_done_twice(parts):
     train = LatentDataset(out, "train")
     with torch.no_grad():
         expected = codec.encode(to_video(clips[1].frames)[None])
-    torch.testing.assert_close(train.select([1]).latents, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(train.select([1]).latents, expected, atol=1e-5, rtol=1e-4)
     assert len(train) == 5
     assert len(LatentDataset(out, "heldout", limit=1)) == 1
 

@@ -48,13 +48,19 @@ class DataConfig:
         if min(self.maps, self.clips_per_map, self.frames) < 1 or self.heldout_maps < 0:
             raise WorldlineError(f"{self}: expected at least one map, clip and frame")
         if self.first_map + self.maps > self.first_heldout_map:
-            raise WorldlineError(f"{self.maps} maps from {self.first_map} run into held-out maps; use fewer than 899000")
+            raise WorldlineError(
+                f"{self.maps} maps from {self.first_map} run into held-out maps; use fewer than 899000"
+            )
 
     def units(self) -> list[dict[str, object]]:
         """The jobs, in order."""
         seeds = [("train", self.first_map + i) for i in range(self.maps)]
         seeds += [("heldout", self.first_heldout_map + i) for i in range(self.heldout_maps)]
-        shared = {k: v for k, v in asdict(self).items() if k in ("seed", "frames", "height", "width", "contact_limit", "contact_quota")}
+        shared = {
+            k: v
+            for k, v in asdict(self).items()
+            if k in ("seed", "frames", "height", "width", "contact_limit", "contact_quota")
+        }
         return [
             {**shared, "unit": f"{split}-{m:07d}", "split": split, "map_seed": m, "clips": self.clips_per_map}
             for split, m in seeds
@@ -69,7 +75,9 @@ class DataConfig:
 Progress = Callable[[int, int, float], None]  # units done, units in all, frames a second
 
 
-def build_dataset(config: DataConfig, root: str | Path, *, workers: int | None = None, progress: Progress | None = None) -> Path:
+def build_dataset(
+    config: DataConfig, root: str | Path, *, workers: int | None = None, progress: Progress | None = None
+) -> Path:
     """Render what is missing under `root`; returns it. Raises DataBuildError when a unit fails twice, when the disk is
     full, or when `root` holds data of another config. Ctrl-C stops the workers and keeps all finished units."""
     root = Path(root)
@@ -141,7 +149,9 @@ def _check_space(config: DataConfig, todo: list[dict[str, object]], root: Path) 
     need = len(todo) * config.clips_per_map * config.frames * config.height * config.width * 3
     free = shutil.disk_usage(root).free
     if need > free:
-        raise DataBuildError(f"{need / 2**20:.0f} MiB to write under {root}, {free / 2**20:.0f} MiB free; free some, or build fewer maps")
+        raise DataBuildError(
+            f"{need / 2**20:.0f} MiB to write under {root}, {free / 2**20:.0f} MiB free; free some, or build fewer maps"
+        )
 
 
 def _launch(job: dict[str, object], units: Path) -> dict[subprocess.Popen[bytes], tuple[dict[str, object], Path]]:

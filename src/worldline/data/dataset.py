@@ -42,7 +42,9 @@ class ClipDataset:
         """The clips of one split, `train` or `heldout`."""
         rows = [r for r in self.rows if r["split"] == name]
         if not rows:
-            raise WorldlineError(f"split {name!r} of {self.root} is empty; it has {sorted({r['split'] for r in self.rows})}")
+            raise WorldlineError(
+                f"split {name!r} of {self.root} is empty; it has {sorted({r['split'] for r in self.rows})}"
+            )
         return ClipDataset(self.root, self.info, rows)
 
     def __len__(self) -> int:
@@ -75,6 +77,8 @@ def open_dataset(root: str | Path) -> ClipDataset:
 
     root = Path(root)
     if not (root / "dataset.json").exists():
-        raise WorldlineError(f"{root} is no finished dataset (no dataset.json); run `worldline data build` with --out {root}")
+        raise WorldlineError(
+            f"{root} is no finished dataset (no dataset.json); run `worldline data build` with --out {root}"
+        )
     info = json.loads((root / "dataset.json").read_text())
     return ClipDataset(root, info, pq.read_table(root / "manifest.parquet").to_pylist())

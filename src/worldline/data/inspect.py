@@ -47,7 +47,9 @@ def film_strip(clip: Clip, frames: int) -> Image.Image:
     strip = Image.new("RGB", (frames * width, height))
     draw, font = ImageDraw.Draw(strip), _font(16)
     for slot, t in enumerate(picked):
-        strip.paste(Image.fromarray(clip.frames[t]).resize((width, height), Image.Resampling.BICUBIC), (slot * width, 0))
+        strip.paste(
+            Image.fromarray(clip.frames[t]).resize((width, height), Image.Resampling.BICUBIC), (slot * width, 0)
+        )
         held = " ".join(GLYPHS.get(k, k.upper()) for k in clip.controls.keys[t])
         for left, text, anchor in ((5, held, "ls"), (width - 5, str(t), "rs")):
             place = (slot * width + left, height - 6)

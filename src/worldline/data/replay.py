@@ -60,22 +60,28 @@ class Replay:
         """
         if isinstance(start, Clip):
             if start.map_seed != self.map_seed:
-                raise WorldlineError(f"clip {start.id} is of map {start.map_seed}, not {self.map_seed}; use Replay.of(clip)")
+                raise WorldlineError(
+                    f"clip {start.id} is of map {start.map_seed}, not {self.map_seed}; use Replay.of(clip)"
+                )
             controls = start.controls[: len(start.frames) - 1] if controls is None else controls
             start = Spawn(*start.spawn)
         if controls is None:
             raise WorldlineError("a spawn has no controls of its own; pass the controls to play")
         if controls.move[:, 1].any() or controls.look[:, 1:].any():
-            raise WorldlineError("controls ask for up, pitch or roll; expected right, forward and yaw alone, set the rest to 0")
+            raise WorldlineError(
+                "controls ask for up, pitch or roll; expected right, forward and yaw alone, set the rest to 0"
+            )
         return self._engine.play(start, controls)
 
     def close(self) -> None:
         """End the engine and remove its files. Doing so twice is harmless."""
-        self._engine.game.close()
+        self._engine.close()
         self._scratch.cleanup()
 
     def __enter__(self) -> Replay:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

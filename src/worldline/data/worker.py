@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ def make_unit(job: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[dict[str
     from worldline.schema import WorldlineError
 
     frames, clips = job["frames"], []
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+    with ExitStack() as leave:
+        scratch = leave.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         engine = DoomRooms(job["map_seed"], scratch, job["height"], job["width"])
+        leave.callback(engine.close)
         for index in range(job["clips"]):
             rng = np.random.default_rng([job["seed"], job["map_seed"], index])
             blocked_allowed = rng.random() < job["contact_quota"]
@@ -41,7 +44,9 @@ def make_unit(job: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[dict[str
                 if contact.mean() <= (1.0 if blocked_allowed else job["contact_limit"]):
                     break
             else:
-                raise WorldlineError(f"map {job['map_seed']} gave no walkable clip in {MAX_TRIES} tries; drop this map seed")
+                raise WorldlineError(
+                    f"map {job['map_seed']} gave no walkable clip in {MAX_TRIES} tries; drop this map seed"
+                )
             caption = engine.level.caption(spawn.x, spawn.y)
             clips.append((pixels, path, controls, contact, spawn, caption))
     last = np.zeros((1, 3), dtype=np.float32)

@@ -1,7 +1,7 @@
 """ViZDoom, headless, one map a process: frames with the exact camera of each.
 
-Camera model (software renderer, screen W x H, FOV 90): fx = (2/3) H, fy = 0.8 H in a world whose heights are drawn 1.2 times
-as tall; world z is multiplied by 1.2 here, which makes the pixels square (fx = fy). Pitch stays 0.
+Camera model (software renderer, screen W x H, FOV 90): fx = (2/3) H, fy = 0.8 H in a world whose heights are drawn 1.2
+times as tall; world z is multiplied by 1.2 here, which makes the pixels square (fx = fy). Pitch stays 0.
 One pixel frame is two tics; the turn acts on the first alone, and is immediate. Walking has inertia: each tic adds
 thrust and keeps 0.90625 of the velocity.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -105,6 +106,19 @@ class DoomRooms:
         self.game = game
         self._free = largest_component(self.level.cells)
 
+    def close(self) -> None:
+        """End the game, while its scratch folder is still there. Doing so twice is harmless."""
+        self.game.close()
+
+    def _state(self) -> Any:
+        """The present screen and variables. Raises WorldlineError when the level is over, which no walk here can cause."""
+        state = self.game.get_state()
+        if state is None:
+            raise WorldlineError(
+                f"map {self.level.seed} ended in the middle of a walk; run again, or drop this map seed"
+            )
+        return state
+
     def random_spawn(self, rng: np.random.Generator) -> Spawn:
         """A place at the centre of a free cell whose neighbours are free too, looking anywhere."""
         Y, X = self._free.shape
@@ -125,7 +139,7 @@ class DoomRooms:
         self.game.send_game_command("give PowerLightAmp")
         self.game.send_game_command(f"warp {spawn.x} {spawn.y}")
         self._tics(0, 0, 0, 2)
-        angle = float(self.game.get_state().game_variables[3])
+        angle = float(self._state().game_variables[3])
         self._tics(0, 0, (angle - spawn.angle + 180) % 360 - 180, 1)
         self._tics(0, 0, 0, 2)
 
@@ -133,7 +147,7 @@ class DoomRooms:
         """(frame uint8 [height, width, 3], c2w float64 [4, 4]) of the present state."""
         import cv2
 
-        state = self.game.get_state()
+        state = self._state()
         left = (RENDER[0] - VIEW_W) // 2
         view = np.ascontiguousarray(state.screen_buffer[:, left : left + VIEW_W])
         frame = cv2.resize(view, (self.width, self.height), interpolation=cv2.INTER_AREA)

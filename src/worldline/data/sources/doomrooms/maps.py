@@ -108,7 +108,9 @@ class Map:
                     texture = self.accents.get((ny, nx)) if other < 0 else None
                     look = self.rooms[room]
                     shade = "S" if x1 == x2 else ""
-                    out.append(Edge(x1, y1, x2, y2, room, other, (texture or wall_name(look.pattern, look.colour)) + shade))
+                    out.append(
+                        Edge(x1, y1, x2, y2, room, other, (texture or wall_name(look.pattern, look.colour)) + shade)
+                    )
         return out
 
 
@@ -245,7 +247,8 @@ def largest_component(cells: np.ndarray) -> np.ndarray:
 def udmf(level: Map) -> str:
     """The TEXTMAP lump: vertices, linedefs, sidedefs, sectors, one player start."""
     vertices: dict[tuple[int, int], int] = {}
-    lines, sides = [], []
+    lines: list[str] = []
+    sides: list[str] = []
 
     def vertex(x: int, y: int) -> int:
         return vertices.setdefault((x, y), len(vertices))
@@ -258,7 +261,9 @@ def udmf(level: Map) -> str:
             lines.append(f"linedef {{ v1={v1}; v2={v2}; sidefront={front}; blocking=true; dontpegbottom=true; }}")
         else:
             for sector in (e.front, e.back):
-                name = wall_name(level.rooms[sector].pattern, level.rooms[sector].colour) + ("S" if e.x1 == e.x2 else "")
+                name = wall_name(level.rooms[sector].pattern, level.rooms[sector].colour) + (
+                    "S" if e.x1 == e.x2 else ""
+                )
                 sides.append(f'sidedef {{ sector={sector}; texturetop="{name}"; texturebottom="{name}"; }}')
             lines.append(f"linedef {{ v1={v1}; v2={v2}; sidefront={front}; sideback={front + 1}; twosided=true; }}")
     names = list(COLOURS)
@@ -269,7 +274,9 @@ def udmf(level: Map) -> str:
     ]
     spawn = largest_component(level.cells)
     y, x = (int(v) for v in np.argwhere(spawn)[0])
-    thing = f"thing {{ x={x * CELL + 32}.0; y={y * CELL + 32}.0; angle=0; type=1; skill1=true; skill2=true; skill3=true; "
+    thing = (
+        f"thing {{ x={x * CELL + 32}.0; y={y * CELL + 32}.0; angle=0; type=1; skill1=true; skill2=true; skill3=true; "
+    )
     thing += "skill4=true; skill5=true; single=true; coop=true; dm=true; class1=true; }"
     points = [f"vertex {{ x={x * CELL}.0; y={y * CELL}.0; }}" for x, y in vertices]
     return "\n".join(['namespace = "zdoom";', *points, *lines, *sides, *sectors, thing]) + "\n"

@@ -147,11 +147,23 @@ def texture_set() -> dict[str, np.ndarray]:
     """Every texture by its lump name (at most 8 characters); a trailing S marks the shaded twin of a wall texture."""
     names = list(COLOURS)
     walls = {wall_name(p, c): wall(p, c) for p in WALLS for c in names}
-    walls |= {picture_name(p, c): picture(names[(i + 5) % len(names)], c, p) for p in WALLS for i, c in enumerate(names)}
+    walls |= {
+        picture_name(p, c): picture(names[(i + 5) % len(names)], c, p) for p in WALLS for i, c in enumerate(names)
+    }
     walls |= {f"D{i}": door(c) for i, c in enumerate(names)}
     shaded = {f"{name}S": (image * SIDE_SHADE).astype(np.uint8) for name, image in walls.items()}
     floors = {f"F{p[:3].upper()}{i}": floor(p, c) for p in FLOORS for i, c in enumerate(names)}
-    return walls | shaded | floors | {f"C{i}": ceiling(c) for i, c in enumerate(names)}
+    stored = {name: _store(image) for name, image in (walls | shaded).items()}
+    return stored | floors | {f"C{i}": ceiling(c) for i, c in enumerate(names)}
+
+
+def _store(image: np.ndarray) -> np.ndarray:
+    """A wall texture as the game must get it: 256 rows, the upper 64 (never seen) in the colour of the skirting.
+
+    The game draws one texel past the lower end of a wall. In a texture whose height is a power of two that wraps to the
+    top; in any other it may read foreign memory, and frames would depend on where the program happens to lie.
+    """
+    return np.concatenate([np.repeat(image[-1:], 256 - WALL_HEIGHT, axis=0), image])
 
 
 def wall_name(pattern: str, colour: str) -> str:

@@ -71,7 +71,7 @@ class Player:
         grid, plan = self.codec.grid, self.plan.visibility
         T, given = (pixel_frames - 1) // grid.stride + 1, 1
         T = min(T, self.whole_clip) if self.whole_clip else given + (T - given) // plan.chunk * plan.chunk
-        if T <= given:
+        if given >= T:
             need = grid.pixel_frames(given + (1 if self.whole_clip else plan.chunk))
             raise WorldlineError(f"an episode of {pixel_frames} frames; expected at least {need} for one chunk")
         return T

@@ -13,7 +13,8 @@ import numpy as np
 from worldline.schema import ShapeError
 
 LAGS = range(-2, 13)  # frames; a negative lag is a leak: the view moves before the command
-STILL = 1e-6  # rates below are no motion at all
+STILL = 1e-6  # commands below ask for no motion
+FROZEN = 0.01  # a view that never exceeds this share of the largest command does not move: a measured zero is not exact
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def control_response(commands: list[np.ndarray], measured: list[np.ndarray]) -> 
     for u, y in zip(commands, measured, strict=True):
         if np.ndim(u) != 1 or np.shape(u) != np.shape(y):
             raise ShapeError(f"command {np.shape(u)} and response {np.shape(y)}: expected two arrays [F] of one length")
-    if all(np.abs(y).max(initial=0) < STILL for y in measured):
+    largest = [max(np.abs(track).max(initial=0) for track in tracks) for tracks in (commands, measured)]
+    if largest[1] <= FROZEN * largest[0]:
         return Response(0, 0.0, 0.0, frozen=True)
     scores = {lag: _correlation(*_shifted(commands, measured, lag)) for lag in LAGS}
     lag = max(scores, key=lambda n: (abs(scores[n]), -abs(n)))
@@ -59,12 +61,14 @@ def control_response(commands: list[np.ndarray], measured: list[np.ndarray]) -> 
 
 
 def cross_talk(commands: list[np.ndarray], other_axis: list[np.ndarray], lag: int) -> float:
-    """How surely a command also moves an axis it should leave alone: corr(|u_t|, z_{t+lag}), 0 for a clean model.
+    """How far a command moves an axis it should leave alone: the slope of z_{t+lag} over |u_t|, 0 for a clean model.
 
-    The command enters by its size, since a turn to either side may push the view forward.
+    The command enters by its size, since a turn to either side may push the view forward. A slope, not a correlation: the
+    faintest bias of a measurement correlates, and is nothing to mind.
     """
     u, z = _shifted(commands, other_axis, lag)
-    return _correlation(np.abs(u), z)
+    asked = np.abs(u) - np.abs(u).mean()
+    return float(asked @ z / (asked @ asked)) if asked @ asked > STILL else 0.0
 
 
 def _shifted(commands: list[np.ndarray], measured: list[np.ndarray], lag: int) -> tuple[np.ndarray, np.ndarray]:

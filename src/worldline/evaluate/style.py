@@ -28,13 +28,15 @@ small { font-size: .8rem; font-weight: 400; }
 .tiles div { padding: .8rem 1rem; box-shadow: -1px 0 var(--line), 0 -1px var(--line); }
 .tiles b { display: block; font-size: 1.55rem; font-weight: 650; letter-spacing: -.02em; line-height: 1.25; }
 
-dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; margin: 1.3rem 0 0; font-size: .88rem; }
+dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem;
+  margin: 1.3rem 0 0; font-size: .88rem; }
 dl.facts dt { color: var(--soft); }
 dl.facts dd { margin: 0; overflow-wrap: anywhere; }
 
 .table { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; background: var(--panel); }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { padding: .5rem .8rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); vertical-align: baseline; }
+th, td { padding: .5rem .8rem; text-align: right; white-space: nowrap;
+  border-top: 1px solid var(--line); vertical-align: baseline; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-top: 0; font-weight: 500; color: var(--soft); font-size: .8rem; vertical-align: bottom; }
 tbody th { font-weight: 600; }
@@ -42,7 +44,8 @@ tfoot td { color: var(--soft); }
 td small { display: block; line-height: 1.2; }
 tr.last > * { background: color-mix(in srgb, var(--s1) 8%, transparent); }
 
-section.stage { border: 1px solid var(--line); border-radius: 10px; background: var(--panel); padding: 1rem 1.1rem 1.1rem; margin: 1.2rem 0 0; }
+section.stage { border: 1px solid var(--line); border-radius: 10px; background: var(--panel);
+  padding: 1rem 1.1rem 1.1rem; margin: 1.2rem 0 0; }
 section.stage header { display: flex; gap: .2rem .8rem; align-items: baseline; flex-wrap: wrap; margin-bottom: .7rem; }
 .film { display: block; width: 100%; height: auto; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 1.2rem; margin-top: 1.1rem; }

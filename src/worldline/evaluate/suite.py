@@ -36,7 +36,8 @@ def evaluate_player(player: Player, episodes: list[Episode], seed: int = 0) -> E
     left out of `metrics`, never zero.
 
     Spin suite, cameras as the keys ask for: yaw_corr, yaw_gain, yaw_lag_frames, yaw_gain_right, yaw_gain_left, yaw_idle
-    (turning unasked), yaw_cross_talk (turning that pushes ahead), yaw_frozen (1 where the view never moved).
+    (turning unasked), yaw_cross_talk (growth of the view for a degree asked: turning that pushes ahead), yaw_frozen (1
+    where the view never moved).
     Walk suite, cameras as they truly were: psnr_1s against the replay, the mean over pixel frames 13..16 after the start.
     Rows beside it: _frozen (the start repeated), _wrong_actions (this model under other controls, against the replay of
     the right ones), _simulator_other (the simulator under those), _codec (the truth encoded and decoded: the ceiling);
@@ -61,7 +62,7 @@ def evaluate_player(player: Player, episodes: list[Episode], seed: int = 0) -> E
 
     films = [row for i in range(min(2, len(walk))) for row in ((f"truth {walk[i].id}", truth[i]), ("model", walked[i]))]
     films += [(f"truth {spin[0].id}", spin[0].frames[: turned.shape[1]]), ("model", turned[0])]
-    shown = {k: round(v, 4) for k, v in metrics.items() if np.isfinite(v)}
+    shown = {k: round(v, 5) for k, v in metrics.items() if np.isfinite(v)}
     return Evaluation(shown, films, commands, responses, curves)
 
 

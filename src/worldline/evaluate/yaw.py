@@ -8,6 +8,7 @@ walking ahead, a degree a frame when strafing along a near wall.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def yaw_between(frames: np.ndarray, K: np.ndarray) -> np.ndarray:
     float64 [F - 1]; 0 where a frame is blank."""
     gray = _luminance(frames)
     warps = _warps(*gray.shape[1:], *(float(k) for k in K))
-    return np.array([warps.yaw(a, b) for a, b in zip(gray[:-1], gray[1:], strict=True)])
+    return np.array([warps.yaw(a, b) for a, b in pairwise(gray)])
 
 
 def expansion_between(frames: np.ndarray, K: np.ndarray, yaw: np.ndarray) -> np.ndarray:
@@ -36,7 +37,7 @@ def expansion_between(frames: np.ndarray, K: np.ndarray, yaw: np.ndarray) -> np.
     if len(yaw) != len(gray) - 1:
         raise ShapeError(f"{len(yaw)} angles for {len(gray)} frames; expected {len(gray) - 1}")
     warps = _warps(*gray.shape[1:], *(float(k) for k in K))
-    return np.array([warps.expansion(a, b, angle) for a, b, angle in zip(gray[:-1], gray[1:], yaw, strict=True)])
+    return np.array([warps.expansion(a, b, float(angle)) for (a, b), angle in zip(pairwise(gray), yaw, strict=True)])
 
 
 def _luminance(frames: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import threading
 import time
@@ -148,6 +150,32 @@ def test_the_same_reset_gives_the_same_world(address):
     assert walks[0] == walks[1]
 
 
+def picture(width: int, height: int, kind: str = "PNG") -> str:
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), (180, 60, 20)).save(out, kind)
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def test_a_picture_of_ones_own_is_a_start(address):
+    with client(address) as c:
+        c.frame()
+        c.say("reset", image=picture(WIDTH, HEIGHT, "JPEG"), prompt="a red room")
+        while c.frame().generation == 1:
+            pass
+        assert c.said[-1]["prompt"] == "a red room"
+        for image, message in (
+            (picture(WIDTH, HEIGHT, "BMP"), "JPEG or a PNG"),
+            (picture(WIDTH + 8, HEIGHT), "this world takes"),
+            (picture(WIDTH, HEIGHT)[:80], "not readable"),
+        ):
+            c.said.clear()
+            c.say("reset", image=image)
+            assert message in c.text("error")["message"]
+        assert c.frame().generation == 2  # and the walk goes on
+
+
 def test_a_slow_client_slows_the_world_and_fills_no_queue(address):
     with client(address) as c:
         frames = c.drain(timeout=1.5)
@@ -179,7 +207,7 @@ def test_garbage_is_answered_and_play_goes_on(address):
         while len(errors) < 7:
             c.frame()
             errors = [m for m in c.said if m["type"] == "error"]
-        assert [e["code"] for e in errors] == ["message"] * 6 + ["world"]
+        assert [e["code"] for e in errors] == ["message"] * 6 + ["request"]
         assert "expected one of" in errors[-1]["message"]
         last = c.frame().frame
         assert c.frame().frame == last + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 
@@ -43,6 +44,14 @@ def page(browser, address):
     context.close()
 
 
+def png(width: int, height: int) -> bytes:
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), (180, 60, 20)).save(out, "PNG")
+    return out.getvalue()
+
+
 def wait(page, condition: str) -> None:
     page.wait_for_function(condition, timeout=20_000)
 
@@ -82,6 +91,10 @@ def test_start_over_scene_and_gallery(page):
     page.keyboard.press("Enter")
     wait(page, "parseInt(document.getElementById('frame').textContent) > 4")
     assert page.locator("#prompt").input_value() == "rowdy words"  # r, d and w typed into a field steer nothing
+    page.set_input_files("#file", {"name": "own.png", "mimeType": "image/png", "buffer": png(97, 31)})
+    wait(page, "document.querySelectorAll('#gallery [aria-pressed=true]').length === 0")
+    wait(page, "parseInt(document.getElementById('frame').textContent) < 4")
+    assert page.locator("#state").get_attribute("data-state") != "error"
     page.keyboard.press("p")
     wait(page, "document.getElementById('state').dataset.state === 'paused'")
     assert page.errors == []

@@ -8,6 +8,7 @@ slow client slows the world, it never fills a queue.
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -33,6 +34,20 @@ def jpeg(frame: np.ndarray) -> bytes:
     import simplejpeg
 
     return simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality=JPEG_QUALITY, colorsubsampling="444")
+
+
+def picture_of(encoded: bytes, height: int, width: int) -> np.ndarray:
+    """A JPEG or PNG of exactly the world's size -> uint8 [height, width, 3]. The size is read before anything is decoded,
+    so that a small file cannot unfold into a huge picture. Raises WorldlineError on anything else."""
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG"))
+        if image.size == (width, height):
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise WorldlineError("the start picture is not readable; expected a JPEG or a PNG") from error
+    raise WorldlineError(f"the start picture is {image.size[0]}x{image.size[1]}; this world takes {width}x{height}")
 
 
 class Player:
@@ -90,7 +105,8 @@ class Player:
                 try:
                     await self._turn()
                 except WorldlineError as error:
-                    await self._send_json({"type": "error", "code": "world", "message": str(error)})
+                    code = "world" if self._halted or self._session is None else "request"
+                    await self._send_json({"type": "error", "code": code, "message": str(error)})
 
     async def _turn(self) -> None:
         """A reset, a prompt and a chunk, whichever are due."""
@@ -127,7 +143,10 @@ class Player:
         reset, self._reset, self._prompt = self._reset or Reset(), None, None
         begin = time.perf_counter()
         old = self._session
-        if old is None or reset.start is not None:
+        if reset.image is not None:
+            image = await self._in_worker(picture_of, reset.image, self.engine.config.height, self.engine.config.width)
+            session = await self._in_worker(self.engine.session, image, reset.prompt, reset.seed or 0)
+        elif old is None or reset.start is not None:
             session = await self._in_worker(self.engine.session, reset.start, reset.prompt, reset.seed or 0)
         else:
             session = old

@@ -6,6 +6,7 @@ reset, prompt, busy, error). Client to server, text: JSON objects parsed here.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import struct
@@ -15,7 +16,7 @@ from typing import Any
 from worldline.schema import WorldlineError
 
 VERSION = 1
-MAX_MESSAGE = 16_384  # bytes of a client's message
+MAX_MESSAGE = 262_144  # bytes of a client's message: room for a start picture at 480p
 MAX_KEYS = 16
 MAX_PROMPT = 500
 # version u8, flags u8 (bit 0: first frame of a chunk), applied keys u16, generation u32, frame u32, chunk u32,
@@ -74,11 +75,12 @@ class Input:
 
 @dataclass(frozen=True)
 class Reset:
-    """Start over; what is None stays."""
+    """Start over; what is None stays. start: a named place; image: an encoded picture of the world's size instead."""
 
     start: str | None = None
     prompt: str | None = None
     seed: int | None = None
+    image: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def parse(text: str) -> Message:
             return Input(_whole(raw, "seq"), tuple(k[:32] for k in keys), _number(raw, "mouse_dx"))
         case "reset":
             seed = None if raw.get("seed") is None else _whole(raw, "seed")
-            return Reset(_text(raw, "start", 200), _text(raw, "prompt", MAX_PROMPT), seed)
+            return Reset(_text(raw, "start", 200), _text(raw, "prompt", MAX_PROMPT), seed, _bytes(raw, "image"))
         case "prompt":
             return Prompt(_text(raw, "text", MAX_PROMPT) or "")
         case "ack":
@@ -154,3 +156,13 @@ def _text(raw: dict[str, Any], key: str, limit: int) -> str | None:
     if value is not None and (not isinstance(value, str) or len(value) > limit):
         raise ProtocolError(f"{key}: expected a string of at most {limit} characters")
     return value
+
+
+def _bytes(raw: dict[str, Any], key: str) -> bytes | None:
+    value = raw.get(key)
+    if value is None:
+        return None
+    try:
+        return base64.b64decode(value, validate=True)
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(f"{key}: expected base64 text ({error})") from error

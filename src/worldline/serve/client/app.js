@@ -7,7 +7,7 @@ const canvas = $("view"), paint = canvas.getContext("2d", { alpha: false });
 let socket = null, tries = 0, generation = 0, fatal = false;
 let seq = 0, mouse = 0, dirty = false, paused = false, start = null;
 const held = new Set(), sentAt = new Map(), shown = [], delays = [];
-let names = [];
+let names = [], size = null;
 
 // -- connection ------------------------------------------------------------------------------------------------------
 
@@ -42,6 +42,7 @@ function receive(message) {
       tries = 0;
       seq = 0;
       names = message.keys;
+      size = [message.width, message.height];
       $("world").textContent = message.world;
       setState("loading", "Loading", "Opening the world");
       gallery(message.starts);
@@ -56,7 +57,10 @@ function receive(message) {
       break;
     case "error":
       if (message.code === "internal") fatal = true;
-      if (message.code !== "message") setState("error", "Stopped", `${message.message}\nPress R to start over.`);
+      if (message.code === "request") { // the walk goes on
+        $("note").textContent = message.message;
+        setTimeout(() => { $("note").textContent = ""; }, 8000);
+      } else if (message.code !== "message") setState("error", "Stopped", `${message.message}\nPress R to start over.`);
       break;
   }
 }
@@ -186,7 +190,7 @@ function reset(how = {}) {
 
 async function gallery(starts) {
   const box = $("gallery");
-  if (box.childElementCount || !starts.length) return;
+  if (start !== null || !starts.length) return;
   start = starts[0];
   for (const place of await (await fetch("/api/starts")).json()) {
     const button = document.createElement("button"), image = document.createElement("img");
@@ -199,13 +203,36 @@ async function gallery(starts) {
     button.append(image);
     button.onclick = () => {
       start = place.name;
-      for (const other of box.children) other.setAttribute("aria-pressed", String(other === button));
+      press(button);
       reset({ start });
       canvas.focus();
     };
-    box.append(button);
+    box.insertBefore(button, $("own"));
   }
 }
+
+function press(button) {
+  for (const other of $("gallery").querySelectorAll("button")) other.setAttribute("aria-pressed", String(other === button));
+}
+
+// A picture of the player's own, cropped to the world's shape here: the server takes no other size.
+async function startFrom(file) {
+  if (!file?.type.startsWith("image/") || !size) return;
+  const picture = await createImageBitmap(file), [width, height] = size;
+  const scale = Math.max(width / picture.width, height / picture.height);
+  const small = document.createElement("canvas");
+  small.width = width; small.height = height;
+  const brush = small.getContext("2d");
+  brush.imageSmoothingQuality = "high";
+  const w = picture.width * scale, h = picture.height * scale;
+  brush.drawImage(picture, (width - w) / 2, (height - h) / 2, w, h);
+  press(null);
+  reset({ image: small.toDataURL("image/jpeg", 0.95).split(",")[1], prompt: $("prompt").value });
+  canvas.focus();
+}
+$("file").addEventListener("change", (event) => { startFrom(event.target.files[0]); event.target.value = ""; });
+addEventListener("dragover", (event) => event.preventDefault());
+addEventListener("drop", (event) => { event.preventDefault(); startFrom(event.dataTransfer.files[0]); });
 
 $("controls").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -78,6 +78,12 @@ def test_the_figures_are_there_with_their_change_and_their_references(tmp_path, 
     assert "First frame</h2>" not in html
 
 
+def test_a_lag_is_told_only_where_there_is_a_relation(tmp_path, stages):
+    html = page(tmp_path, RunInfo(recipe="nano"), [*stages, StageReport(name="still", metrics={"yaw_frozen": 1.0})])
+    rows = re.findall(r"<tr[^>]*><th>(base|camera|still)</th>(.*?)</tr>", html)
+    assert [re.findall(r"<td>(.*?)</td>", cells)[6] for _, cells in rows] == ["none", "4", "frozen"]
+
+
 def test_the_contact_sheet_in_the_page_is_the_frames(tmp_path, stages):
     html = page(tmp_path, RunInfo(recipe="nano"), stages)
     (data,) = re.findall(r"data:image/png;base64,([^\"]+)", html)
@@ -131,4 +137,7 @@ def test_lines_break_where_there_is_no_value():
 
 
 def test_bars_keep_their_ratio():
-    assert re.findall(r"width:([\d.]+)%", bar_plot([("slow", 200, "s1"), ("fast", 50, "s2")], "ms")) == ["100.00", "25.00"]
+    assert re.findall(r"width:([\d.]+)%", bar_plot([("slow", 200, "s1"), ("fast", 50, "s2")], "ms")) == [
+        "100.00",
+        "25.00",
+    ]

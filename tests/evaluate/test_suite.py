@@ -17,7 +17,11 @@ def held_out():
 
 def test_a_perfect_player_reaches_the_ceiling(held_out):
     m = evaluate_player(FaultyPlayer(), held_out).metrics
-    assert (m["yaw_lag_frames"], m["yaw_gain"], m["yaw_corr"]) == (0, pytest.approx(1, abs=0.03), pytest.approx(1, abs=0.01))
+    assert (m["yaw_lag_frames"], m["yaw_gain"], m["yaw_corr"]) == (
+        0,
+        pytest.approx(1, abs=0.03),
+        pytest.approx(1, abs=0.01),
+    )
     assert m["psnr_1s"] == m["psnr_1s_codec"] == 60
     assert m["skill_1s"] == 1
     assert m["psnr_1s_wrong_actions"] == m["psnr_1s_simulator_other"] < 25

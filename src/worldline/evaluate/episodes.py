@@ -130,9 +130,7 @@ def _render(plan: _Plan, index: int, names: list[str]) -> tuple[Episode, Episode
         return spin, Episode(names[1], "walk", caption, frames, cameras, controls, *other)
 
 
-def _free_walk(
-    replay: Replay, frames: int, rng: np.random.Generator
-) -> tuple[Spawn, Controls, np.ndarray, CameraPath]:
+def _free_walk(replay: Replay, frames: int, rng: np.random.Generator) -> tuple[Spawn, Controls, np.ndarray, CameraPath]:
     """A walk of the data's policy that mostly gets where it wants; the freest of DRAWS where none does."""
     from worldline.data.sources.doomrooms.engine import WALK_UNITS_PER_FRAME
     from worldline.data.sources.doomrooms.policy import random_walk, wall_contact

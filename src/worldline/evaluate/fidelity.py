@@ -16,7 +16,9 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     nothing is cut to fit.
     """
     if a.shape != b.shape or a.ndim < 3 or a.dtype != np.uint8 or b.dtype != np.uint8:
-        raise ShapeError(f"frames {a.dtype} {a.shape} and {b.dtype} {b.shape}: expected two uint8 arrays [..., H, W, 3]")
+        raise ShapeError(
+            f"frames {a.dtype} {a.shape} and {b.dtype} {b.shape}: expected two uint8 arrays [..., H, W, 3]"
+        )
     mse = np.square(a.astype(np.float32) - b.astype(np.float32)).mean(axis=(-3, -2, -1), dtype=np.float64)
     return np.minimum(10 * np.log10(255.0**2 / np.maximum(mse, 1e-9)), CAP_DB)
 

@@ -7,7 +7,7 @@ in `plan`). A base model without cameras takes them and ignores them: its respon
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,9 @@ class Player:
 
     def __post_init__(self) -> None:
         if not self.whole_clip and self.plan.visibility.prefix != 1:
-            raise WorldlineError(f"prefix {self.plan.visibility.prefix}: expected 1, every episode gives its first frame")
+            raise WorldlineError(
+                f"prefix {self.plan.visibility.prefix}: expected 1, every episode gives its first frame"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -84,7 +86,7 @@ class Player:
     @torch.no_grad()
     def stream(
         self, starts: np.ndarray, cameras: list[CameraPath], captions: list[str], seed: int = 0
-    ) -> Iterator[np.ndarray]:
+    ) -> Generator[np.ndarray, None, None]:
         """What `play` returns, piece by piece as it becomes ready on the host: the start frame, then chunks (for a
         bidirectional model, the frames of one latent after the other once the clip is done)."""
         request, state = self.request(starts, cameras, captions, seed), None
@@ -94,9 +96,7 @@ class Player:
             yield to_uint8(video)
 
     @torch.no_grad()
-    def request(
-        self, starts: np.ndarray, cameras: list[CameraPath], captions: list[str], seed: int = 0
-    ) -> Request:
+    def request(self, starts: np.ndarray, cameras: list[CameraPath], captions: list[str], seed: int = 0) -> Request:
         """Encode starts and prompts, scale the cameras, draw the noise (on the CPU: equal on every device)."""
         if not len(starts) == len(cameras) == len(captions) or len({len(c) for c in cameras}) != 1:
             raise ShapeError(
@@ -108,7 +108,9 @@ class Player:
         views = [c[: grid.pixel_frames(T)].relative().scaled(self.move_scale).of_latents(grid) for c in cameras]
         poses = [Cameras.from_path(v) for v in views]
         batch = Cameras(torch.cat([p.w2c for p in poses]), torch.cat([p.K for p in poses])).to(self.device)
-        video = torch.from_numpy(starts).to(self.device).permute(0, 3, 1, 2).float()[:, None] / 127.5 - 1  # [B, 1, 3, H, W]
+        video = (
+            torch.from_numpy(starts).to(self.device).permute(0, 3, 1, 2).float()[:, None] / 127.5 - 1
+        )  # [B, 1, 3, H, W]
         with self._autocast():
             prefix = self.codec.encode(video).float()
         generator = torch.Generator().manual_seed(seed)

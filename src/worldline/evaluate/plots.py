@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 
@@ -41,7 +42,9 @@ def line_plot(lines: list[Line], x_label: str, y_label: str, *, width: int = WID
     def py(y: float) -> float:
         return TOP + (y1 - y) / (y1 - y0) * (height - TOP - BOTTOM)
 
-    parts = [f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(y_label)} by {escape(x_label)}">']
+    parts = [
+        f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(y_label)} by {escape(x_label)}">'
+    ]
     for y in y_ticks:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{py(y) + 3.5:.1f}" text-anchor="end">{_number(y)}</text>')
@@ -89,7 +92,7 @@ def _thinned(line: Line) -> Line:
     return Line(line.label, x, y, line.style)
 
 
-def _runs(line: Line, px, py) -> list[str]:  # type: ignore[no-untyped-def]
+def _runs(line: Line, px: Callable[[float], float], py: Callable[[float], float]) -> list[str]:
     """Point lists of the finite stretches of a line."""
     runs: list[list[str]] = [[]]
     for x, y in zip(line.x, line.y, strict=True):

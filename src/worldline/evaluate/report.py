@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,8 +17,12 @@ from worldline.evaluate.films import contact_sheet
 from worldline.evaluate.plots import Line, bar_plot, line_plot
 from worldline.evaluate.style import CSS
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 COLUMNS = 8  # frames a row of a contact sheet
 PREVIEW = 96  # frames of the response plot
+RELATED = 0.3  # |correlation| below which a lag is chance, and is not printed
 
 KINDS = {
     "bidirectional": "bidirectional, multi-step",
@@ -27,7 +32,8 @@ KINDS = {
 TERMS = {
     "Yaw correlation, gain, lag": "The model is turned by a pseudo-random command on the spot; the turn it shows is measured "
     "frame by frame and correlated with the command. Lag is the delay of best correlation in pixel frames, gain the degrees "
-    "shown for a degree asked. A perfect model: 1, 1, 0. A model that ignores its player: about 0. A mirrored one: -1.",
+    "shown for a degree asked. A perfect model: 1, 1, 0. A model that ignores its player: about 0, and no lag is given below "
+    "a correlation of 0.3. A mirrored one: -1.",
     "PSNR at 1 s": "Mean over pixel frames 13 to 16 after the start, against the simulator replayed from the same start under "
     "the same controls, on maps that were never trained on. Read it beside its ceiling (the truth through the codec) and its "
     "floors (the start repeated; the simulator under other controls).",
@@ -103,7 +109,7 @@ def _head(info: RunInfo, stages: list[StageReport], latency: Mapping[str, float]
     if "yaw_corr" in last:
         tiles.append(_tile(f"{last['yaw_corr']:.2f}", "yaw correlation", "perfect is 1"))
     if "yaw_gain" in last:
-        tiles.append(_tile(f"{last['yaw_gain']:.2f}", "yaw gain", f"lag {_signed_frames(last.get('yaw_lag_frames'))}"))
+        tiles.append(_tile(f"{last['yaw_gain']:.2f}", "yaw gain", f"lag in pixel frames: {_lag(last)}"))
     if "psnr_1s" in last:
         beside = f"start repeated: {_db(last.get('psnr_1s_frozen'))}, codec: {_db(last.get('psnr_1s_codec'))}"
         tiles.append(_tile(_db(last["psnr_1s"]), "PSNR at 1 s", beside))
@@ -125,7 +131,19 @@ def _tile(value: str, label: str, beside: str) -> str:
 def _stage_table(stages: list[StageReport]) -> str:
     if not stages:
         return ""
-    heads = ["stage", "method", "steps", "time", "loss", "yaw corr", "yaw gain", "lag", "PSNR 1 s", "other actions", "skill"]
+    heads = [
+        "stage",
+        "method",
+        "steps",
+        "time",
+        "loss",
+        "yaw corr",
+        "yaw gain",
+        "lag",
+        "PSNR 1 s",
+        "other actions",
+        "skill",
+    ]
     by_name, rows = {stage.name: stage for stage in stages}, []
     for stage in stages:
         m, source = stage.metrics, by_name.get(stage.init or "")
@@ -138,7 +156,7 @@ def _stage_table(stages: list[StageReport]) -> str:
             "" if loss is None else f"{loss:.4g}",
             _figure(m, before, "yaw_corr", 2),
             _figure(m, before, "yaw_gain", 2),
-            _signed_frames(m.get("yaw_lag_frames")) if m.get("yaw_frozen") != 1 else "frozen",
+            _lag(m),
             _figure(m, before, "psnr_1s", 1),
             f"{m['psnr_1s_wrong_actions']:.1f}" if "psnr_1s_wrong_actions" in m else "",
             f"{m['skill_1s']:.2f}" if "skill_1s" in m else "",
@@ -146,7 +164,8 @@ def _stage_table(stages: list[StageReport]) -> str:
         mark = ' class="last"' if stage is stages[-1] else ""
         rows.append(f"<tr{mark}><th>{escape(stage.name)}</th>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
     foot = "".join(
-        f'<tr><td colspan="8">{label}</td><td>{value}</td><td></td><td></td></tr>' for label, value in _references(stages)
+        f'<tr><td colspan="8">{label}</td><td>{value}</td><td></td><td></td></tr>'
+        for label, value in _references(stages)
     )
     head = "".join(f"<th>{h}</th>" for h in heads)
     return (
@@ -266,8 +285,13 @@ def _figure(metrics: Mapping[str, float], before: Mapping[str, float], key: str,
     return f"{metrics[key]:.{digits}f}{change}"
 
 
-def _signed_frames(frames: float | None) -> str:
-    return "" if frames is None else f"{frames:.0f}"
+def _lag(metrics: Mapping[str, float]) -> str:
+    """Pixel frames of delay, or why there is none to tell."""
+    if metrics.get("yaw_frozen") == 1:
+        return "frozen"
+    if "yaw_lag_frames" not in metrics:
+        return ""
+    return f"{metrics['yaw_lag_frames']:.0f}" if abs(metrics.get("yaw_corr", 0.0)) >= RELATED else "none"
 
 
 def _db(value: float | None) -> str:
@@ -281,7 +305,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d}"
 
 
-def _png(image) -> str:  # type: ignore[no-untyped-def]
+def _png(image: Image) -> str:
     """A picture as a data address."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)

@@ -56,7 +56,9 @@ def control_response(commands: list[np.ndarray], measured: list[np.ndarray]) -> 
         scores[lag],
         gain_positive=_gain(u[u > STILL], y[u > STILL]),
         gain_negative=_gain(u[u < -STILL], y[u < -STILL]),
-        idle=float(np.abs(y[~asked]).mean() / np.abs(u[asked]).mean()) if asked.any() and not asked.all() else float("nan"),
+        idle=float(np.abs(y[~asked]).mean() / np.abs(u[asked]).mean())
+        if asked.any() and not asked.all()
+        else float("nan"),
     )
 
 

@@ -47,7 +47,9 @@ def evaluate_player(player: Player, episodes: list[Episode], seed: int = 0) -> E
     """
     spin, walk = ([e for e in episodes if e.suite == name] for name in ("spin", "walk"))
     if not spin or not walk:
-        raise WorldlineError(f"{len(spin)} spin and {len(walk)} walk episodes; expected some of both, see build_episodes")
+        raise WorldlineError(
+            f"{len(spin)} spin and {len(walk)} walk episodes; expected some of both, see build_episodes"
+        )
     metrics, turned, commands, responses = _control(player, spin, seed)
     walked, truth, curves = _fidelity(player, walk, seed)
     for name, curve in curves.items():
@@ -90,9 +92,7 @@ def _control(
     return metrics, turned, commands, responses
 
 
-def _fidelity(
-    player: Player, walk: list[Episode], seed: int
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+def _fidelity(player: Player, walk: list[Episode], seed: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """The walk suite: frames of the model and of the truth [B, F, H, W, 3], mean PSNR by frame of every row."""
     others = [(e.other_frames, e.other_cameras) for e in walk]
     if any(frames is None or cameras is None for frames, cameras in others):

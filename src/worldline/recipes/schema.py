@@ -155,6 +155,7 @@ class EvaluateSection:
     stages: bool = True  # measure after every model stage
     latency: bool = True  # first-frame latency of the three kinds of model
     latency_steps: int = 50  # denoising steps of the multi-step models there
+    latency_latents: int = 20  # latent frames of the bidirectional clip there: 77 pixel frames, as minWM times it
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or min(self.spin_frames, self.walk_frames) < ONE_SECOND:

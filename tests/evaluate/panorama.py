@@ -10,7 +10,7 @@ import torch
 
 from worldline.evaluate.episodes import Episode, other_controls, spin_controls
 from worldline.evaluate.player import nominal_path
-from worldline.schema import CameraPath, Controls
+from worldline.schema import CameraPath, Controls, TimeGrid
 
 K = np.array([0.444, 0.667, 0.5, 0.5])
 HEIGHT, WIDTH = 64, 96
@@ -61,15 +61,17 @@ class FaultyPlayer:
     """Stands in for a Player: the right world, seen late, mirrored, too slowly, not at all, or through noise."""
 
     device, bf16 = torch.device("cpu"), False
-    codec = SimpleNamespace(encode=lambda video: video, decode=lambda video: video)
+    codec = SimpleNamespace(encode=lambda video: video, decode=lambda video: video, grid=TimeGrid(4))
 
-    def __init__(self, delay: int = 0, gain: float = 1.0, noise: float = 0.0) -> None:
-        self.delay, self.gain, self.noise = delay, gain, noise
+    def __init__(self, delay: int = 0, gain: float = 1.0, noise: float = 0.0, jumps: bool = False) -> None:
+        self.delay, self.gain, self.noise, self.jumps = delay, gain, noise, jumps
 
     def play(self, starts: np.ndarray, cameras: list[CameraPath], captions: list[str], seed: int = 0) -> np.ndarray:
         shown = []
         for path in cameras:
             turned = headings(path) * self.gain
+            if self.jumps:  # all frames of a latent show its last one
+                turned = turned[(np.arange(len(turned)) + 3) // 4 * 4]
             late = np.concatenate([np.zeros(self.delay), turned[: len(turned) - self.delay]])
             frames = render(late).astype(np.float64)
             frames[1:] += np.random.default_rng(seed).normal(0, self.noise, frames[1:].shape) if self.noise else 0

@@ -41,7 +41,8 @@ class Balanced(HTMLParser):
 def stages():
     frames = np.random.default_rng(0).integers(0, 256, (17, 8, 12, 3), dtype=np.uint8)
     metrics = {
-        "yaw_corr": 0.03, "yaw_gain": 0.02, "yaw_lag_frames": 4.0, "psnr_1s": 17.0, "psnr_1s_frozen": 16.2,
+        "yaw_corr": 0.03, "yaw_gain": 0.02, "yaw_lag_frames": 4.0,
+        "yaw_corr_codec": 0.57, "psnr_1s": 17.0, "psnr_1s_frozen": 16.2,
         "psnr_1s_wrong_actions": 15.1, "psnr_1s_simulator_other": 14.9, "psnr_1s_codec": 29.3, "skill_1s": 0.06,
     }  # fmt: skip
     steps, u = np.arange(0, 1000, 10), np.sin(np.arange(16.0))
@@ -73,7 +74,7 @@ def test_the_figures_are_there_with_their_change_and_their_references(tmp_path, 
     html = page(tmp_path, RunInfo(recipe="nano", facts={"hardware": "2 cores"}), stages)
     for text in ("2 cores", "abc123", "0.96<small>+0.93</small>", "18.5<small>+1.5</small>", "1 h 07", "61 s"):
         assert text in html
-    for reference in ("29.3", "16.2", "14.9"):
+    for reference in ("0.57", "29.3", "16.2", "14.9"):
         assert f"<td>{reference}</td>" in html
     assert "First frame</h2>" not in html
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from worldline.evaluate.episodes import spin_controls
-from worldline.evaluate.response import control_response, cross_talk
+from worldline.evaluate.response import by_latent, control_response, cross_talk
 from worldline.schema import ShapeError
 
 
@@ -70,6 +70,10 @@ def test_asymmetry_and_idle_motion(commands):
 def test_cross_talk_sees_another_axis_moved_by_the_size_of_a_command(commands):
     assert cross_talk(commands, [0.01 * np.abs(late(u, 3)) for u in commands], 3) == pytest.approx(0.01)
     assert cross_talk(commands, [np.zeros_like(u) for u in commands], 0) == 0
+
+
+def test_rates_of_a_latent_are_the_mean_of_its_frames():
+    assert by_latent(np.array([0, 0, 0, 8, 2, 2, 2, 2, 5.0]), 4).tolist() == [2, 2]
 
 
 def test_lengths_must_agree(commands):

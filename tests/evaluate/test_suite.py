@@ -41,6 +41,14 @@ def test_a_slow_player_shows_its_gain(held_out):
     assert evaluate_player(FaultyPlayer(gain=0.5), held_out).metrics["yaw_gain"] == pytest.approx(0.5, abs=0.05)
 
 
+def test_a_view_that_turns_in_jumps_of_a_latent_still_answers(held_out):
+    m = evaluate_player(FaultyPlayer(jumps=True), held_out).metrics
+    assert m["yaw_corr"] < 0.7
+    assert (m["yaw_lag_latents"], m["yaw_gain_latent"]) == (0, pytest.approx(1, abs=0.05))
+    assert m["yaw_corr_latent"] > 0.97
+    assert m["yaw_corr_codec"] > 0.97
+
+
 def test_a_mirrored_player_is_told_from_a_deaf_one(held_out):
     assert evaluate_player(FaultyPlayer(gain=-1), held_out).metrics["yaw_corr"] < -0.8
     deaf = evaluate_player(FaultyPlayer(gain=0), held_out).metrics

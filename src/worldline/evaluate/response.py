@@ -34,10 +34,10 @@ class Response:
     idle: float = float("nan")
 
 
-def control_response(commands: list[np.ndarray], measured: list[np.ndarray]) -> Response:
+def control_response(commands: list[np.ndarray], measured: list[np.ndarray], lags: range = LAGS) -> Response:
     """Pool episodes. commands, measured: lists of [F] rates of equal lengths and units.
 
-    lag = argmax_L |corr(u_t, y_{t+L})| for L in [-2, 12]; gain = <u, y> / <u, u> there. A view that never moves has no
+    lag = argmax_L |corr(u_t, y_{t+L})| over `lags`; gain = <u, y> / <u, u> there. A view that never moves has no
     correlation: it is reported as zeros and flagged. Raises ShapeError where lengths differ.
     """
     for u, y in zip(commands, measured, strict=True):
@@ -46,7 +46,7 @@ def control_response(commands: list[np.ndarray], measured: list[np.ndarray]) -> 
     largest = [max(np.abs(track).max(initial=0) for track in tracks) for tracks in (commands, measured)]
     if largest[1] <= FROZEN * largest[0]:
         return Response(0, 0.0, 0.0, frozen=True)
-    scores = {lag: _correlation(*_shifted(commands, measured, lag)) for lag in LAGS}
+    scores = {lag: _correlation(*_shifted(commands, measured, lag)) for lag in lags}
     lag = max(scores, key=lambda n: (abs(scores[n]), -abs(n)))
     u, y = _shifted(commands, measured, lag)
     asked = np.abs(u) > STILL
@@ -60,6 +60,13 @@ def control_response(commands: list[np.ndarray], measured: list[np.ndarray]) -> 
         if asked.any() and not asked.all()
         else float("nan"),
     )
+
+
+def by_latent(rates: np.ndarray, stride: int) -> np.ndarray:
+    """Rates [F] of pixel frames -> mean rates [F // stride] of the groups of `stride` frames that share a latent: what is
+    left when a codec moves its frames in jumps, one a latent."""
+    whole = len(rates) // stride * stride
+    return rates[:whole].reshape(-1, stride).mean(axis=1)
 
 
 def cross_talk(commands: list[np.ndarray], other_axis: list[np.ndarray], lag: int) -> float:

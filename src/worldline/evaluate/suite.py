@@ -10,12 +10,13 @@ import torch
 from worldline.evaluate.episodes import Episode
 from worldline.evaluate.fidelity import psnr, skill
 from worldline.evaluate.player import Player, nominal_path, to_uint8
-from worldline.evaluate.response import control_response, cross_talk
+from worldline.evaluate.response import by_latent, control_response, cross_talk
 from worldline.evaluate.yaw import expansion_between, yaw_between
 from worldline.schema import CameraPath, WorldlineError
 
 METRIC_VERSION = 1  # of every formula below; figures of two versions are not comparable
 ONE_SECOND = slice(13, 17)  # pixel frames 13..16 after the start, at 16 frames a second
+LATENT_LAGS = range(-1, 4)
 HORIZONS = (4, 8, 16, 32)  # pixel frames: 0.25, 0.5, 1, 2 s
 
 
@@ -37,7 +38,9 @@ def evaluate_player(player: Player, episodes: list[Episode], seed: int = 0) -> E
 
     Spin suite, cameras as the keys ask for: yaw_corr, yaw_gain, yaw_lag_frames, yaw_gain_right, yaw_gain_left, yaw_idle
     (turning unasked), yaw_cross_talk (growth of the view for a degree asked: turning that pushes ahead), yaw_frozen (1
-    where the view never moved).
+    where the view never moved). Beside them the ceiling, yaw_corr_codec and yaw_gain_codec (the truth encoded and
+    decoded: a codec may turn in jumps), and yaw_corr_latent, yaw_gain_latent, yaw_lag_latents (rates averaged over the
+    frames of a latent, which such jumps do not touch).
     Walk suite, cameras as they truly were: psnr_1s against the replay, the mean over pixel frames 13..16 after the start.
     Rows beside it: _frozen (the start repeated), _wrong_actions (this model under other controls, against the replay of
     the right ones), _simulator_other (the simulator under those), _codec (the truth encoded and decoded: the ceiling);
@@ -79,6 +82,12 @@ def _control(
     responses = [yaw_between(frames, e.cameras.K[0]) for frames, e in zip(turned, spin, strict=True)]
     growth = [expansion_between(f, e.cameras.K[0], y) for f, e, y in zip(turned, spin, responses, strict=True)]
     response = control_response(commands, responses)
+    stride = player.codec.grid.stride
+    coarse = control_response(
+        [by_latent(u, stride) for u in commands], [by_latent(y, stride) for y in responses], LATENT_LAGS
+    )
+    decoded = _codec_round_trip(player, np.stack([e.frames[: turned.shape[1]] for e in spin]))
+    ceiling = control_response(commands, [yaw_between(f, e.cameras.K[0]) for f, e in zip(decoded, spin, strict=True)])
     metrics = {
         "yaw_corr": response.corr,
         "yaw_gain": response.gain,
@@ -88,6 +97,11 @@ def _control(
         "yaw_idle": response.idle,
         "yaw_cross_talk": cross_talk(commands, growth, response.lag),
         "yaw_frozen": float(response.frozen),
+        "yaw_corr_latent": coarse.corr,
+        "yaw_gain_latent": coarse.gain,
+        "yaw_lag_latents": float(coarse.lag),
+        "yaw_corr_codec": ceiling.corr,
+        "yaw_gain_codec": ceiling.gain,
     }
     return metrics, turned, commands, responses
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from worldline.schema import ShapeError
 
-RANGE_DEG = 9.0
+RANGE_DEG = 12.0  # wide enough for a codec that shows four frames' turn in one jump
 STEP_DEG = 0.5
 COARSE = 3  # every third candidate first
 ZOOMS = np.linspace(-0.06, 0.06, 13)

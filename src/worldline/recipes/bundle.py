@@ -30,6 +30,8 @@ def bundle(run: Path, out: Path = ASSETS / LINE, *, codec: Path | None = None) -
     sources = {"codec": codec or world / "codec", "base": run / "base" / "model", "world": world}
     for name, source in sources.items():
         card = json.loads((source / "card.json").read_text()) if (source / "card.json").is_file() else {}
+        # Where parts lay on the machine that made them is nobody's business; they ship side by side.
+        card["starts_from"] = {part: f"../{part}" for part in card.get("starts_from", {})}
         save_model(load_model(source), out / name, card, dtype=torch.bfloat16)
     replace(WorldConfig.read(world), codec="../codec", starts="../starts").write(out / "world")
     shutil.rmtree(out / "starts", ignore_errors=True)

@@ -49,7 +49,7 @@ def stages():
     base = StageReport(name="base", method="pretraining", steps=1000, seconds=61, metrics=metrics)
     camera = StageReport(
         name="camera", method="finetune", init="base", steps=2000, seconds=4000, weights="abc123",
-        losses={"loss": (steps, np.exp(-steps / 100))}, metrics={**metrics, "yaw_corr": 0.96, "psnr_1s": 18.5},
+        losses={"loss": (steps, np.exp(-steps / 100))}, metrics={**metrics, "yaw_corr": 0.96, "yaw_gain": 0.9, "psnr_1s": 18.5},
         films=[("truth walk-000", frames), ("model", frames)], commands=[u], responses=[0.9 * u],
         curves={"model": np.linspace(30, 18, 17), "codec": np.full(17, 29.0)},
     )  # fmt: skip

@@ -46,7 +46,7 @@ def test_a_view_that_turns_in_jumps_of_a_latent_still_answers(held_out):
     assert m["yaw_corr"] < 0.7
     assert (m["yaw_lag_latents"], m["yaw_gain_latent"]) == (0, pytest.approx(1, abs=0.05))
     assert m["yaw_corr_latent"] > 0.97
-    assert m["yaw_corr_codec"] > 0.97
+    assert min(m["yaw_corr_codec"], m["yaw_corr_latent_codec"]) > 0.97
 
 
 def test_a_mirrored_player_is_told_from_a_deaf_one(held_out):

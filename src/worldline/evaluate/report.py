@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 COLUMNS = 8  # frames a row of a contact sheet
 PREVIEW = 96  # frames of the response plot
-RELATED = 0.3  # |correlation| below which a lag is chance, and is not printed
+RELATED = 0.3  # |correlation| ...
+ANSWERS = 0.1  # ... and |gain| below which a lag is chance (the best of 15), and is not printed
 
 KINDS = {
     "bidirectional": "bidirectional, multi-step",
@@ -33,7 +34,7 @@ TERMS = {
     "Yaw correlation, gain, lag": "The model is turned by a pseudo-random command on the spot; the turn it shows is measured "
     "frame by frame and correlated with the command. Lag is the delay of best correlation in pixel frames, gain the degrees "
     "shown for a degree asked. A perfect model: 1, 1, 0. A model that ignores its player: about 0, and no lag is given below "
-    "a correlation of 0.3. A mirrored one: -1. A codec that turns in jumps, one a latent, holds the correlation by frame "
+    "a correlation of 0.3 or a gain of 0.1. A mirrored one: -1. A codec that turns in jumps, one a latent, holds the correlation by frame "
     "down for every model (its ceiling stands in the last rows); by latent, such jumps do not count.",
     "PSNR at 1 s": "Mean over pixel frames 13 to 16 after the start, against the simulator replayed from the same start under "
     "the same controls, on maps that were never trained on. Read it beside its ceiling (the truth through the codec) and its "
@@ -108,7 +109,8 @@ def _head(info: RunInfo, stages: list[StageReport], latency: Mapping[str, float]
     last = measured[-1].metrics if measured else {}
     tiles = []
     if "yaw_corr" in last:
-        tiles.append(_tile(f"{last['yaw_corr']:.2f}", "yaw correlation", "perfect is 1"))
+        ceiling = f"codec: {last['yaw_corr_codec']:.2f}" if "yaw_corr_codec" in last else "perfect is 1"
+        tiles.append(_tile(f"{last['yaw_corr']:.2f}", "yaw correlation", ceiling))
     if "yaw_gain" in last:
         tiles.append(_tile(f"{last['yaw_gain']:.2f}", "yaw gain", f"lag in pixel frames: {_lag(last)}"))
     if "psnr_1s" in last:
@@ -187,21 +189,13 @@ def _references(stages: list[StageReport]) -> list[tuple[str, list[str]]]:
         "frozen": "floor: the start repeated",
         "simulator_other": "floor: the simulator under other controls",
     }
-    return [
-        (
-            label,
-            [
-                *(_figure(m, {}, f"yaw_{k}_{key}", 2) for k in ("corr", "gain")),
-                "",
-                "",
-                f"{m[f'psnr_1s_{key}']:.1f}",
-                "",
-                "",
-            ],
-        )
-        for key, label in names.items()
-        if f"psnr_1s_{key}" in m
-    ]
+    rows = []
+    for row, label in names.items():
+        corr, gain, latent = (_figure(m, {}, f"yaw_{figure}_{row}", 2) for figure in ("corr", "gain", "corr_latent"))
+        fidelity = _figure(m, {}, f"psnr_1s_{row}", 1)
+        if fidelity:
+            rows.append((label, [corr, gain, "", latent, fidelity, "", ""]))
+    return rows
 
 
 def _stage(stage: StageReport) -> str:
@@ -309,7 +303,8 @@ def _lag(metrics: Mapping[str, float]) -> str:
         return "frozen"
     if "yaw_lag_frames" not in metrics:
         return ""
-    return f"{metrics['yaw_lag_frames']:.0f}" if abs(metrics.get("yaw_corr", 0.0)) >= RELATED else "none"
+    related = abs(metrics.get("yaw_corr", 0.0)) >= RELATED and abs(metrics.get("yaw_gain", 0.0)) >= ANSWERS
+    return f"{metrics['yaw_lag_frames']:.0f}" if related else "none"
 
 
 def _db(value: float | None) -> str:

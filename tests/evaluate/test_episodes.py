@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from worldline.evaluate.episodes import build_episodes, other_controls, spin_controls
+from worldline.evaluate.fidelity import psnr
 from worldline.evaluate.response import control_response
 from worldline.evaluate.yaw import expansion_between, yaw_between
 from worldline.schema import Controls, WorldlineError
@@ -49,6 +50,12 @@ def test_frames_poses_and_controls_fit(rendered):
     assert np.array_equal(walk.cameras.c2w[0], walk.other_cameras.c2w[0])
     assert not np.array_equal(walk.frames[-1], walk.other_frames[-1])
     assert spin.caption
+
+
+def test_a_walk_leaves_its_start_within_a_second(tmp_path):
+    pytest.importorskip("vizdoom")
+    walks = [e for e in build_episodes(tmp_path, 3, spin_frames=1, walk_frames=20) if e.suite == "walk"]
+    assert all(psnr(w.frames[13:17], np.repeat(w.frames[:1], 4, axis=0)).mean() < 25 for w in walks)
 
 
 def test_what_is_there_is_read_back_exactly_and_what_is_lost_is_rendered_again(rendered):

@@ -34,8 +34,8 @@ TERMS = {
     "Yaw correlation, gain, lag": "The model is turned by a pseudo-random command on the spot; the turn it shows is measured "
     "frame by frame and correlated with the command. Lag is the delay of best correlation in pixel frames, gain the degrees "
     "shown for a degree asked. A perfect model: 1, 1, 0. A model that ignores its player: about 0, and no lag is given below "
-    "a correlation of 0.3 or a gain of 0.1. A mirrored one: -1. A codec that turns in jumps, one a latent, holds the correlation by frame "
-    "down for every model (its ceiling stands in the last rows); by latent, such jumps do not count.",
+    "a correlation of 0.3 or a gain of 0.1. A mirrored one: -1. A codec that turns in jumps, one a latent, holds the "
+    "correlation by frame down for every model (its ceiling stands in the last rows); by latent, such jumps do not count.",
     "PSNR at 1 s": "Mean over pixel frames 13 to 16 after the start, against the simulator replayed from the same start under "
     "the same controls, on maps that were never trained on. Read it beside its ceiling (the truth through the codec) and its "
     "floors (the start repeated; the simulator under other controls).",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from worldline.functional.camera import cameras_of
 from worldline.models.wan import WanConfig, WanModel
 from worldline.schema import Cameras, TextEmbedding
 
@@ -59,7 +60,7 @@ def random_cameras(batch: int, frames: int, seed: int = 0) -> Cameras:
     for t in range(1, frames):
         poses.append(poses[-1] @ step[:, t])
     K = torch.tensor([0.5, 0.9, 0.5, 0.5]).expand(batch, frames, 4)
-    return Cameras(torch.linalg.inv(torch.stack(poses, dim=1)).float(), K)
+    return cameras_of(torch.linalg.inv(torch.stack(poses, dim=1)).float(), K)
 
 
 @pytest.fixture

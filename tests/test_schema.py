@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worldline.functional.camera import cameras_of_path
 from worldline.schema import CameraPath, Cameras, ChunkPlan, Controls, ShapeError, TimeGrid, WorldlineError
 
 
@@ -45,7 +46,7 @@ def walk() -> CameraPath:
 def test_gauge_scale_and_latents():
     path = walk().relative().scaled(0.1).of_latents(TimeGrid(4))
     assert path.c2w[:, 2, 3] == pytest.approx([0, 0.4, 0.8])
-    cameras = Cameras.from_path(path)
+    cameras = cameras_of_path(path)
     assert cameras.w2c[0, :, 2, 3].tolist() == pytest.approx([0, -0.4, -0.8])
     assert cameras[1:2].w2c.shape == (1, 1, 4, 4)
 
@@ -58,7 +59,7 @@ def test_wrong_values_are_named():
     with pytest.raises(ShapeError, match="one row a frame"):
         Controls(np.zeros((2, 3)), np.zeros((2, 3)), (("w",),))
     with pytest.raises(ShapeError):
-        Cameras(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 4))
+        Cameras(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 4), torch.zeros(1, 2, 6))
 
 
 def test_controls_join():

@@ -195,29 +195,42 @@ class TextEmbedding:
 
 @dataclass(frozen=True)
 class Cameras:
-    """Camera tensors as models take them. w2c: float32 [B, T, 4, 4]; K: float32 [B, T, 4] normalised fx, fy, cx, cy."""
+    """Camera tensors as models take them.
+
+    w2c: float32 [B, T, 4, 4]; K: float32 [B, T, 4] normalised fx, fy, cx, cy; motion: float32 [B, T, 6], what the camera
+    did since the latent frame before (`functional.camera.relative_motion`), zeros where there is none.
+    """
 
     w2c: Tensor
     K: Tensor
+    motion: Tensor
 
     def __post_init__(self) -> None:
-        if self.w2c.ndim != 4 or self.w2c.shape[-2:] != (4, 4) or self.K.shape != (*self.w2c.shape[:2], 4):
+        B, T = self.w2c.shape[:2]
+        if self.w2c.ndim != 4 or self.w2c.shape[-2:] != (4, 4) or self.K.shape != (B, T, 4):
             raise ShapeError(f"w2c {tuple(self.w2c.shape)}, K {tuple(self.K.shape)}: expected [B, T, 4, 4], [B, T, 4]")
+        if self.motion.shape != (B, T, 6):
+            raise ShapeError(f"camera motion {tuple(self.motion.shape)}: expected {(B, T, 6)}")
 
     def __getitem__(self, frames: slice) -> Cameras:
-        """A span of latent frames."""
-        return Cameras(self.w2c[:, frames], self.K[:, frames])
+        """A span of latent frames; its first frame keeps its motion from the frame before."""
+        return Cameras(self.w2c[:, frames], self.K[:, frames], self.motion[:, frames])
 
     def to(self, device: torch.device | str) -> Cameras:
-        return Cameras(self.w2c.to(device), self.K.to(device))
+        return Cameras(self.w2c.to(device), self.K.to(device), self.motion.to(device))
+
+    def tile(self, batch: int = 1, frames: int = 1) -> Cameras:
+        """The same cameras `batch` times along the batch and `frames` times along the frames."""
+        return Cameras(
+            self.w2c.repeat(batch, frames, 1, 1), self.K.repeat(batch, frames, 1), self.motion.repeat(batch, frames, 1)
+        )
 
     @staticmethod
-    def from_path(path: CameraPath) -> Cameras:
-        """Batch-1 camera tensors of a path (inverted in float64, then cast)."""
+    def cat(parts: list[Cameras]) -> Cameras:
+        """Cameras of several samples as one batch."""
         import torch
 
-        w2c = torch.from_numpy(np.linalg.inv(path.c2w)).float()[None]
-        return Cameras(w2c, torch.from_numpy(path.K).float()[None])
+        return Cameras(*(torch.cat([getattr(p, name) for p in parts]) for name in ("w2c", "K", "motion")))
 
 
 @dataclass(frozen=True)

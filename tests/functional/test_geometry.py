@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from worldline.functional.camera import integrate, invert_se3, relative_to_first, rotation_pitch, rotation_yaw
+from worldline.functional.camera import (
+    integrate,
+    invert_se3,
+    relative_motion,
+    relative_to_first,
+    rotation_pitch,
+    rotation_yaw,
+)
 from worldline.functional.prope import apply_groups, projection_matrices
 from worldline.functional.rope import apply_rope, rope_angles
 
@@ -93,3 +100,18 @@ def test_rope_is_relative_and_splits_as_wan(head_dim):
     if head_dim == 128:  # 22 : 21 : 21 complex pairs
         moved = [(rope_angles(torch.tensor([axis]), 128)[1][0] != 0).nonzero().flatten() for axis in np.eye(3).tolist()]
         assert [(m.min().item(), m.max().item()) for m in moved] == [(0, 21), (22, 42), (43, 63)]
+
+
+def test_relative_motion_is_the_step_in_the_previous_axes():
+    path = [integrate(np.eye(4), 70, 20, (3, 1, 2))]
+    path.append(integrate(path[-1], 8, 0, (0.01, 0, 0.08)))
+    path.append(integrate(path[-1], 0, 5, (0, 0, 0)))
+    path.append(path[-1])
+    w2c = torch.from_numpy(np.linalg.inv(np.stack(path)))
+    motion = relative_motion(w2c)
+    yaw, pitch = np.deg2rad(8), np.deg2rad(5)
+    step = rotation_yaw(8) @ np.array([0.01, 0, 0.08])
+    expected = [[0] * 6, [0, yaw, 0, *step], [pitch, 0, 0, 0, 0, 0], [0] * 6]
+    np.testing.assert_allclose(motion.numpy(), expected, atol=1e-9)
+    world = torch.from_numpy(integrate(np.eye(4), 33, 5, (1, 2, 3)))
+    torch.testing.assert_close(relative_motion(w2c @ world), motion, atol=1e-9, rtol=0)

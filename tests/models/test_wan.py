@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.conftest import randomise
 
+from worldline.functional.camera import cameras_of
 from worldline.models.wan import WanConfig, WanModel
 from worldline.schema import Cameras, ShapeError, WorldlineError
 
@@ -89,7 +90,7 @@ def test_camera_starts_from_the_pretrained_model(tiny_text, cameras, camera):
     reference = base(x, sigma, context)
     poses = cameras(1, 3)
     if camera == "fused":  # exact for cameras that do not move; intrinsics cancel
-        poses = Cameras(poses.w2c[:, 1:2].expand(-1, 3, -1, -1), poses.K)
+        poses = cameras_of(poses.w2c[:, 1:2].expand(-1, 3, -1, -1), poses.K)
     torch.testing.assert_close(model(x, sigma, context, cameras=poses), reference, atol=2e-5, rtol=1e-4)
 
 
@@ -102,7 +103,7 @@ def test_camera_moves_the_output_and_the_world_frame_does_not(tiny_wan, tiny_tex
     other = model(x, sigma, context, cameras=cameras(1, 3, seed=4))
     assert (out - other).abs().max() > 1e-2
     world = torch.linalg.inv(cameras(1, 2, seed=8).w2c[:, 1])
-    moved = Cameras(poses.w2c @ world[:, None], poses.K)
+    moved = cameras_of(poses.w2c @ world[:, None], poses.K)
     torch.testing.assert_close(model(x, sigma, context, cameras=moved), out, atol=5e-5, rtol=1e-3)
 
 
@@ -126,3 +127,17 @@ def test_wrong_shapes_are_named(tiny_wan, tiny_text, cameras):
         model(torch.randn(1, 3, 4, 5, 4), torch.rand(1, 3), context)
     with pytest.raises(WorldlineError, match="head width"):
         WanConfig(dim=30, ffn_dim=4, num_heads=4, num_layers=1, text_dim=4, text_len=4)
+
+
+@torch.no_grad()
+def test_motion_starts_silent_then_steers_its_own_frame(tiny_wan, tiny_text, cameras):
+    model, x, sigma = tiny_wan(num_layers=1, motion=True), torch.randn(1, 3, 4, 4, 4), torch.rand(1, 3)
+    context, poses = model.text_context(tiny_text()), cameras(1, 3)
+    alone = torch.eye(3, dtype=torch.bool).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    still = Cameras(poses.w2c, poses.K, poses.motion * torch.tensor([1, 1, 0])[None, :, None])
+    out, other = (model(x, sigma, context, cameras=c, mask=alone) for c in (poses, still))
+    assert (out - other).abs().amax(dim=(0, 2, 3, 4)).gt(1e-3).tolist() == [False, False, True]
+    fresh = WanModel(model.config)
+    torch.nn.init.normal_(fresh.proj_out.weight)
+    a, b = (fresh(x, sigma, fresh.text_context(tiny_text()), cameras=c) for c in (poses, None))
+    torch.testing.assert_close(a, b, atol=0, rtol=0)

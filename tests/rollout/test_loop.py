@@ -96,7 +96,7 @@ def test_reanchoring_the_world_changes_nothing(tiny_wan, tiny_text, cameras):
         before = loop.denoise(latents(1, seed=5), poses[3:4])
         world = poses.w2c[:, 2]  # the pose of frame 2 becomes the identity
         loop.reanchor(world)
-        moved = type(poses)(poses.w2c @ torch.linalg.inv(world)[:, None], poses.K)
+        moved = type(poses)(poses.w2c @ torch.linalg.inv(world)[:, None], poses.K, poses.motion)
         torch.testing.assert_close(loop.denoise(latents(1, seed=5), moved[3:4]), before, atol=2e-5, rtol=1e-4)
 
 

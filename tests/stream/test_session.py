@@ -9,8 +9,9 @@ import pytest
 import torch
 from tests.tiny_world import HEIGHT, WIDTH, write_tiny_world
 
+from worldline.functional.camera import cameras_of
 from worldline.rollout.loop import ChunkLoop
-from worldline.schema import Cameras, Controls, ShapeError, WorldlineError
+from worldline.schema import Controls, ShapeError, WorldlineError
 from worldline.stream import session as session_module
 from worldline.stream.engine import Engine
 from worldline.stream.session import BusyError, NonFiniteError, Session
@@ -54,7 +55,7 @@ def test_the_session_is_the_one_loop(engine):
     camera = reference._camera
     path = camera.extend(Controls.concat([controls(s) for s in seeds]))
     w2c = np.linalg.inv(np.concatenate([np.eye(4)[None], path.c2w[3::4]]))
-    cameras = Cameras(torch.from_numpy(w2c).float()[None], torch.from_numpy(path.K[:1]).float().expand(1, 10, 4))
+    cameras = cameras_of(torch.from_numpy(w2c).float()[None], torch.from_numpy(path.K[:1]).float().expand(1, 10, 4))
     loop = ChunkLoop(engine.model, engine.config.plan, engine.text("a hall"))
     with torch.no_grad():
         # Teacher-forced on the session's own latents: each chunk must come out as the session made it.

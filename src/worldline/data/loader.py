@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from worldline.schema import Cameras, LatentBatch, TextEmbedding, WorldlineError
+from worldline.functional.camera import cameras_of
+from worldline.schema import LatentBatch, TextEmbedding, WorldlineError
 
 
 def gauge(c2w: Tensor, move_scale: float) -> Tensor:
@@ -55,7 +56,7 @@ class LatentDataset:
         """The clips of these indices."""
         text = TextEmbedding(self.text[index], self.mask[index], self.fingerprint)
         return LatentBatch(
-            self.latents[index], text, Cameras(self.w2c[index], self.K[index]), tuple(self.ids[i] for i in index)
+            self.latents[index], text, cameras_of(self.w2c[index], self.K[index]), tuple(self.ids[i] for i in index)
         )
 
     def batch(self, seed: int, step: int, batch_size: int, device: torch.device | str = "cpu") -> LatentBatch:

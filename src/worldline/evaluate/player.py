@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from worldline.control.camera import CameraIntegrator
+from worldline.functional.camera import cameras_of_path
 from worldline.rollout.bidirectional import sample
 from worldline.rollout.loop import ChunkLoop, generate
 from worldline.rollout.plan import RolloutPlan
@@ -106,8 +107,8 @@ class Player:
         grid: TimeGrid = self.codec.grid
         T = self.latents(len(cameras[0]))
         views = [c[: grid.pixel_frames(T)].relative().scaled(self.move_scale).of_latents(grid) for c in cameras]
-        poses = [Cameras.from_path(v) for v in views]
-        batch = Cameras(torch.cat([p.w2c for p in poses]), torch.cat([p.K for p in poses])).to(self.device)
+        poses = [cameras_of_path(v) for v in views]
+        batch = Cameras.cat(poses).to(self.device)
         video = (
             torch.from_numpy(starts).to(self.device).permute(0, 3, 1, 2).float()[:, None] / 127.5 - 1
         )  # [B, 1, 3, H, W]

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldline.schema import CameraPath, Cameras
+
 
 def rotation_yaw(degrees: float) -> np.ndarray:
     """Turn right about the down axis: forward (0, 0, 1) goes to (sin, 0, cos). float64 [3, 3]."""
@@ -27,6 +29,22 @@ def invert_se3(m: Tensor) -> Tensor:
     return torch.cat([top, bottom], dim=-2)
 
 
+def relative_motion(w2c: Tensor) -> Tensor:
+    """What the camera did since the frame before: w2c [..., T, 4, 4] -> [..., T, 6], (rotation vector in radians,
+    translation) in the axes of frame t - 1; zeros for the first frame. Formed in float64; knows no world frame."""
+    c2w = invert_se3(w2c.double())
+    step = invert_se3(c2w[..., :-1, :, :]) @ c2w[..., 1:, :, :]
+    R = step[..., :3, :3]
+    skew = torch.stack(
+        [R[..., 2, 1] - R[..., 1, 2], R[..., 0, 2] - R[..., 2, 0], R[..., 1, 0] - R[..., 0, 1]], dim=-1
+    )  # 2 sin(angle) axis
+    sine, cosine = skew.norm(dim=-1) / 2, (R.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
+    angle = torch.atan2(sine, cosine)
+    rotation = skew * torch.where(sine > 1e-9, angle / (2 * sine.clamp_min(1e-9)), 0.5)[..., None]
+    motion = torch.cat([rotation, step[..., :3, 3]], dim=-1)
+    return torch.cat([motion.new_zeros(*motion.shape[:-2], 1, 6), motion], dim=-2).to(w2c.dtype)
+
+
 def relative_to_first(c2w: np.ndarray) -> np.ndarray:
     """c2w_i <- inv(c2w_0) c2w_i for [F, 4, 4]."""
     return np.linalg.inv(c2w[0]) @ c2w
@@ -40,3 +58,14 @@ def integrate(c2w: np.ndarray, yaw: float, pitch: float, move: tuple[float, floa
     right, up, forward = move
     out[:3, 3] = c2w[:3, 3] + out[:3, :3] @ np.array([right, -up, forward])
     return out
+
+
+def cameras_of(w2c: Tensor, K: Tensor) -> Cameras:
+    """Cameras of whole clips: w2c [B, T, 4, 4] in any world frame, K [B, T, 4]; motion is derived."""
+    return Cameras(w2c, K, relative_motion(w2c))
+
+
+def cameras_of_path(path: CameraPath) -> Cameras:
+    """Batch-1 camera tensors of a path (inverted in float64, then cast)."""
+    w2c = invert_se3(torch.from_numpy(path.c2w))[None]
+    return Cameras(w2c.float(), torch.from_numpy(path.K).float()[None], relative_motion(w2c).float())

@@ -17,7 +17,7 @@ def doubled(text: TextEmbedding, empty: TextEmbedding, cameras: Cameras | None) 
     B = len(text.tokens)
     e = empty.expand(B)
     both = TextEmbedding(torch.cat([text.tokens, e.tokens]), torch.cat([text.mask, e.mask]), text.fingerprint)
-    return both, None if cameras is None else Cameras(cameras.w2c.repeat(2, 1, 1, 1), cameras.K.repeat(2, 1, 1))
+    return both, None if cameras is None else cameras.tile(batch=2)
 
 
 @torch.no_grad()

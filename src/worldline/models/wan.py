@@ -24,6 +24,7 @@ from worldline.nn.kv_cache import KVCache, Stream
 from worldline.nn.layers import FeedForward, RMSNorm, TwoLayer, modulated_norm, sinusoidal_embedding
 from worldline.schema import Cameras, ShapeError, TextEmbedding, WorldlineError
 
+MOTION_SCALE = 10.0  # brings a latent's usual motion (0.14 rad, 0.08 units) to order one
 CameraMode = Literal["none", "branch", "fused"]
 
 
@@ -44,6 +45,7 @@ class WanConfig:
     eps: float = 1e-6
     camera: CameraMode = "none"
     camera_share: float = 0.5  # share of each head's dims that carry the camera in `fused`
+    motion: bool = False  # also modulate every frame by the camera's motion since the frame before (AdaLN)
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:
@@ -167,11 +169,15 @@ class ConditionEmbedder(nn.Module):
         self.time_embedder = TwoLayer(cfg.freq_dim, cfg.dim, "silu")
         self.time_proj = nn.Linear(cfg.dim, 6 * cfg.dim)
         self.text_embedder = TwoLayer(cfg.text_dim, cfg.dim, "gelu")
+        if cfg.motion:
+            self.motion_embedder = TwoLayer(6, cfg.dim, "silu")
 
-    def time(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """sigma [B, T] -> (temb [B, T, D], modulation [B, T, 6, D]), fp32 throughout."""
+    def time(self, sigma: Tensor, motion: Tensor | None) -> tuple[Tensor, Tensor]:
+        """sigma [B, T], motion [B, T, 6] or None -> (temb [B, T, D], modulation [B, T, 6, D]), fp32 throughout."""
         with torch.autocast(sigma.device.type, enabled=False):
             temb = self.time_embedder(sinusoidal_embedding(1000.0 * sigma.float(), self.freq_dim))
+            if motion is not None:
+                temb = temb + self.motion_embedder(MOTION_SCALE * motion.float())
             return temb, self.time_proj(F.silu(temb)).unflatten(-1, (6, -1))
 
 
@@ -200,6 +206,8 @@ class WanModel(Backbone):
             nn.init.normal_(embedder.linear_1.weight, std=0.02)
             nn.init.normal_(embedder.linear_2.weight, std=0.02)
         nn.init.zeros_(self.proj_out.weight)
+        if self.config.motion:
+            nn.init.zeros_(self.condition_embedder.motion_embedder.linear_2.weight)
         for module in self.modules():
             if isinstance(module, Attention) and module.camera == "branch":
                 nn.init.zeros_(module.prope_o.weight)
@@ -261,7 +269,8 @@ class WanModel(Backbone):
         rows, cols = H // ph, W // pw
         tokens = self.patch_embedding(rearrange(x, "b t c h w -> b c t h w"))
         h = rearrange(tokens, "b d t h w -> b t (h w) d").float()  # [B, T, S, D]
-        temb, mod = self.condition_embedder.time(sigma)
+        motion = cameras.motion if cameras is not None and self.config.motion else None
+        temb, mod = self.condition_embedder.time(sigma, motion)
         matrices = None if cameras is None or self.config.camera == "none" else CameraMatrices.from_cameras(cameras)
         seen = Seen(T, matrices, mask, cache)
         rope = self.rope(positions, rows, cols)

@@ -92,7 +92,10 @@ class ModelSection:
             if key not in names:
                 raise (place / key).error(f"unknown key; {did_you_mean(key, names)}")
         changes = {k: convert(hints[k], v, place / k) for k, v in self.changes.items()}
-        return variant(self.variant, **{**changes, "camera": camera or self.camera})
+        camera = camera or self.camera
+        if camera == "none":
+            changes["motion"] = False
+        return variant(self.variant, **{**changes, "camera": camera})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,12 +70,13 @@ class Workspace:
             raise WorldlineError(f"{self.model_dir(stage)} holds a {type(trained).__name__}; expected a video model")
         if trained.config == config:
             return trained
-        if replace(trained.config, camera=config.camera, camera_share=config.camera_share) != config:
+        injectors = {"camera": config.camera, "camera_share": config.camera_share, "motion": config.motion}
+        if replace(trained.config, **injectors) != config:
             raise WorldlineError(
                 f"stage '{stage}' holds {trained.config}, the recipe says {config}; expected the same sizes"
             )
         model = WanModel(config)
-        load_state(model, trained.state_dict(), may_miss=("prope_o",))
+        load_state(model, trained.state_dict(), may_miss=("prope_o", "motion_embedder"))
         return model.eval()
 
     def codec(self) -> NanoVAE:

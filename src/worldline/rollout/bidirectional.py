@@ -42,7 +42,7 @@ def sample(
         uncond = model.text_context(negative)
         pairs = zip(context.layers, uncond.layers, strict=True)
         context = TextContext(tuple((torch.cat([c[0], u[0]]), torch.cat([c[1], u[1]])) for c, u in pairs))
-        cameras = None if cameras is None else Cameras(cameras.w2c.repeat(2, 1, 1, 1), cameras.K.repeat(2, 1, 1))
+        cameras = None if cameras is None else cameras.tile(batch=2)
 
     def predict(x: Tensor, sigma: float) -> Tensor:
         x, levels = with_given(x, x.new_full(x.shape[:2], sigma), given)

@@ -30,7 +30,7 @@ def teacher_forced_velocity(
     tokens = model.tokens_per_frame(*clean.shape[-2:])
     mask = visibility.expand(visibility.teacher_forcing_mask(T), tokens).to(clean.device)
     levels = torch.cat([torch.zeros_like(sigma) if sigma_clean is None else sigma_clean, sigma], dim=1)
-    both = None if cameras is None else Cameras(cameras.w2c.repeat(1, 2, 1, 1), cameras.K.repeat(1, 2, 1))
+    both = None if cameras is None else cameras.tile(frames=2)
     positions = torch.arange(T).repeat(2)
     v = model(torch.cat([clean, noisy], dim=1), levels, text, cameras=both, positions=positions, mask=mask)
     return v[:, T:]

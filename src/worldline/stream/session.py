@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from worldline.control.camera import CameraIntegrator
+from worldline.functional.camera import cameras_of_path
 from worldline.rollout.loop import ChunkLoop
 from worldline.schema import CameraPath, Cameras, Controls, ShapeError, WorldlineError
 from worldline.stream.log import SessionLog
@@ -100,14 +101,14 @@ class Session:
         Raises ShapeError on another number of rows, NonFiniteError where the model fails twice, BusyError where another
         thread is inside.
         """
-        n, stride = self.engine.frames_per_chunk, self.engine.grid.stride
+        n = self.engine.frames_per_chunk
         if len(controls) != n:
             raise ShapeError(f"{len(controls)} control rows; expected {n}, one for each pixel frame of a chunk")
         with self._alone():
             self._commit()
             begin = time.perf_counter()
             camera = self._camera.fork()
-            cameras = self._cameras(camera.extend(controls)[stride - 1 :: stride])
+            cameras = self._walked(camera, controls)
             latents = self._denoise(cameras)
             denoised = time.perf_counter()
             video, codec_state = self.engine.codec.decode_stream(latents, self._codec_state)
@@ -192,7 +193,7 @@ class Session:
             negative = engine.text("") if c.guidance != 1.0 else None
             loop = ChunkLoop(engine.model, c.plan, text, negative=negative, cache="ring")
             camera = CameraIntegrator(c.intrinsics, c.move_scale, c.walk_units_per_frame)
-            loop.commit(latent, self._cameras(CameraPath(camera.pose[None], camera.K)))
+            loop.commit(latent, cameras_of_path(CameraPath(camera.pose[None], camera.K)).to(engine.device))
         self.first_frame = to_uint8(video[0])[0]
         self._first_latent, self._log, self._loop = latent, log, loop
         self._camera, self._codec_state, self.timings = camera, codec_state, Timings()
@@ -200,7 +201,6 @@ class Session:
 
     def _replay(self, log: SessionLog) -> None:
         """Make this session the one of `log`: commit its latents under its controls and prompts."""
-        stride = self.engine.grid.stride
         prompts = dict(log.prompts)
         fresh = SessionLog(log.image, log.seed, list(log.prompts))
         self._restart(fresh)
@@ -208,7 +208,7 @@ class Session:
             for i, (controls, latents) in enumerate(zip(log.controls, log.latents, strict=True)):
                 if i and i in prompts:
                     self._loop.set_text(self.engine.text(prompts[i]))
-                cameras = self._cameras(self._camera.extend(controls)[stride - 1 :: stride])
+                cameras = self._walked(self._camera, controls)
                 self._pending = (latents[None].to(self.engine.device), cameras)
                 self._commit()
                 self._codec_state = latents[-1:].to(self.engine.device)
@@ -248,8 +248,12 @@ class Session:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _cameras(self, path: CameraPath) -> Cameras:
-        return Cameras.from_path(path).to(self.engine.device)
+    def _walked(self, camera: CameraIntegrator, controls: Controls) -> Cameras:
+        """Move `camera` by a chunk's controls; the cameras of the chunk's latents, with their motion from the one before."""
+        before = camera.pose[None]
+        path = camera.extend(controls)[self.engine.grid.stride - 1 :: self.engine.grid.stride]
+        whole = CameraPath(np.concatenate([before, path.c2w]), np.concatenate([path.K[:1], path.K]))
+        return cameras_of_path(whole)[1:].to(self.engine.device)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ import pytest
 
 from worldline.recipes.builder import RecipeError
 from worldline.recipes.load import library, load_recipe, merge, override, read, recipe_hash, save_recipe
+from worldline.schema import TimeGrid
 
 CHILD = """
 extends: nano-demo
@@ -30,6 +31,12 @@ def test_library_recipes_load_and_round_trip(name, tmp_path):
     save_recipe(recipe, tmp_path / "resolved.yaml")
     assert load_recipe(tmp_path / "resolved.yaml") == recipe
     assert recipe_hash(load_recipe(tmp_path / "resolved.yaml")) == recipe_hash(recipe)
+
+
+@pytest.mark.parametrize("name", sorted(library()))
+def test_library_recipes_render_clips_as_long_as_they_train_on(name):
+    data = load_recipe(name).data
+    assert (data.latents or 1) <= TimeGrid().latent_frames(data.build.frames)
 
 
 def test_a_child_states_the_difference(child):

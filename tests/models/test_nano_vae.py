@@ -70,3 +70,13 @@ def test_text_is_deterministic_and_tells_words_and_order_apart():
     assert not torch.equal(one.tokens[0], one.tokens[1])
     assert not torch.equal(one.tokens[0], one.tokens[3])
     assert one.mask.sum(1).tolist() == [4, 4, 1, 4]
+
+
+def test_displacement_moves_the_picture_by_whole_pixels():
+    from worldline.models.nano_vae import displaced
+
+    frames = torch.rand(1, 3, 16, 24)
+    field = torch.zeros(1, 2, 2, 3)
+    torch.testing.assert_close(displaced(frames, field), frames, atol=1e-5, rtol=0)
+    field[:, 0] = 2 * 3 / 24  # three pixels of 24, in shares of half the picture
+    torch.testing.assert_close(displaced(frames, field)[..., :-3], frames[..., 3:], atol=1e-5, rtol=0)

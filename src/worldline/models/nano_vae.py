@@ -2,7 +2,8 @@
 
 Encoder: every group of frames is folded into channels and encoded by 2D convolutions, so a latent depends on its own
 group alone and a window of latents may start anywhere (only the lone first frame has its own stem).
-Decoder: latent k is decoded together with latent k-1, the only state streaming has to carry.
+Decoder: latent k is decoded together with latent k-1, the only state streaming has to carry; the frames of a group are one
+picture displaced by coarse motion fields, and corrected.
 """
 
 from __future__ import annotations
@@ -66,12 +67,53 @@ class Encoder(nn.Module):
         return self.trunk(self.first_stem(folded) if first else self.stem(folded))
 
 
+class Motion(nn.Module):
+    """How far each frame of a group lies from the group's picture: a coarse displacement field a frame.
+
+    Convolutions find motion badly by themselves; so the distances between latent k and latent k-1 at all shifts of up to
+    two cells sideways and one up or down (a cost volume) are an input. Starts at rest.
+    """
+
+    SHIFTS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-2, -1, 0, 1, 2))
+
+    def __init__(self, width: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.mix = nn.Conv2d(width + len(self.SHIFTS), width, 3, padding=1)
+        self.hidden = nn.Conv2d(width, width, 3, padding=1)
+        self.out = nn.Conv2d(width, 2 * stride, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        assert self.out.bias is not None
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, features: Tensor, now: Tensor, before: Tensor) -> Tensor:
+        """features [N, W, H, W'], latents now and before [N, C, H, W'] -> displacement [N, 2 stride, H, W'] in shares of
+        half the picture, x then y of every frame."""
+        H, W = now.shape[-2:]
+        padded = F.pad(before, (2, 2, 1, 1), mode="replicate")
+        costs = [
+            (now - padded[..., 1 + dy : 1 + dy + H, 2 + dx : 2 + dx + W]).square().mean(dim=1) for dy, dx in self.SHIFTS
+        ]
+        h = torch.cat([features, torch.stack(costs, dim=1).to(features.dtype)], dim=1)
+        return self.out(F.relu(self.hidden(F.relu(self.mix(h)))))
+
+
+def displaced(frames: Tensor, field: Tensor) -> Tensor:
+    """Sample frames [N, 3, h, w] at points moved by field [N, 2, H, W] (coarse, in shares of half the picture)."""
+    fine = F.interpolate(field.float(), size=frames.shape[-2:], mode="bilinear", align_corners=False)
+    identity = torch.eye(2, 3, device=frames.device).expand(len(frames), 2, 3)
+    grid = F.affine_grid(identity, list(frames.shape), align_corners=False)  # [N, h, w, 2]
+    moved = grid + fine.permute(0, 2, 3, 1)
+    return F.grid_sample(frames.float(), moved, mode="bilinear", padding_mode="border", align_corners=False)
+
+
 class Decoder(nn.Module):
     """[N, 2C, h/8, w/8], latents k and k-1 -> [N, 3 stride, h, w] (or [N, 3, h, w] for the lone first frame)."""
 
     def __init__(self, cfg: NanoVAEConfig) -> None:
         super().__init__()
         w1, w2, w3 = cfg.decoder_widths
+        self.stride, self.coarse = cfg.stride, 1 + cfg.blocks  # layers of the trunk at latent resolution
         self.trunk = nn.Sequential(
             nn.Conv2d(2 * cfg.latent_channels, w3, 3, padding=1),
             *(ResBlock(w3) for _ in range(cfg.blocks)),
@@ -85,10 +127,23 @@ class Decoder(nn.Module):
         )
         self.head = nn.Conv2d(w1, 3 * cfg.stride * 4, 3, padding=1)
         self.first_head = nn.Conv2d(w1, 3 * 4, 3, padding=1)
+        self.motion = Motion(w3, cfg.stride)
 
     def forward(self, latents: Tensor, *, first: bool) -> Tensor:
-        h = self.trunk(latents)
-        return F.pixel_shuffle(self.first_head(h) if first else self.head(h), 2)
+        features = self.trunk[: self.coarse](latents)
+        h = self.trunk[self.coarse :](features)
+        if first:
+            return F.pixel_shuffle(self.first_head(h), 2)
+        frames = F.pixel_shuffle(self.head(h), 2)
+        fields = self.motion(F.relu(features), *latents.chunk(2, dim=1))
+        return (
+            displaced(
+                rearrange(frames, "n (r c) h w -> (n r) c h w", r=self.stride),
+                rearrange(fields, "n (r d) h w -> (n r) d h w", r=self.stride),
+            )
+            .unflatten(0, (-1, self.stride))
+            .flatten(1, 2)
+        )
 
 
 class NanoVAE(nn.Module):

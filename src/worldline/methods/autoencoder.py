@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldline.functional.warp import turning_field
 from worldline.models.nano_vae import NanoVAE
 
 
@@ -19,10 +21,31 @@ class AutoencoderConfig:
     latent_noise: float = 0.08  # std of the noise added to latents, relative to their own std
     latent_weight: float = 1e-3  # pulls latents to unit size
     smooth_weight: float = 0.01  # L1 between latents of neighbouring frames: calm codes are easier to generate
+    motion_weight: float = 2.0  # L1 of differences between frames: motion inside a group counts
+    field_weight: float = 10.0  # L1 between the decoder's displacement fields and those of the camera's known turns
 
 
-def autoencoder_loss(model: NanoVAE, video: Tensor, cfg: AutoencoderConfig, rng: torch.Generator) -> dict[str, Tensor]:
-    """video: [B, F, 3, h, w] in [-1, 1]. Returns `loss` and its parts."""
+@dataclass(frozen=True)
+class PixelBatch:
+    """video: [B, F, 3, h, w] in [-1, 1]; yaw: [B, F] heading in radians, positive to the right; K: [4] normalised."""
+
+    video: Tensor
+    yaw: Tensor
+    K: Tensor
+
+
+def turns_in_group(yaw: Tensor, stride: int) -> Tensor:
+    """How far each frame of a group is turned from its last: yaw [B, F] -> [B, T - 1, stride], wrapped to half a turn."""
+    groups = yaw[:, 1:].unflatten(1, (-1, stride))
+    turned = groups - groups[..., -1:]
+    return torch.remainder(turned + math.pi, 2 * math.pi) - math.pi
+
+
+def autoencoder_loss(
+    model: NanoVAE, batch: PixelBatch, cfg: AutoencoderConfig, rng: torch.Generator
+) -> dict[str, Tensor]:
+    """Returns `loss` and its parts. Windows of one frame have no motion terms."""
+    video = batch.video
     z = model.encode_raw(video)
     noise = torch.randn(z.shape, generator=rng).to(z) * cfg.latent_noise * z.detach().std()
     recon = model.decode_raw(z + noise, None).float()
@@ -32,8 +55,19 @@ def autoencoder_loss(model: NanoVAE, video: Tensor, cfg: AutoencoderConfig, rng:
     latent = z.float().square().mean()
     smooth = z.float().diff(dim=1).abs().mean() if z.shape[1] > 1 else z.new_zeros(())
     loss = pixel + cfg.gradient_weight * gradient + cfg.latent_weight * latent + cfg.smooth_weight * smooth
+    field = z.new_zeros(())
+    if z.shape[1] > 1:
+        target = turning_field(turns_in_group(batch.yaw, model.config.stride), batch.K, *z.shape[-2:])
+        field = (model.motion_fields(z + noise).float() - target).abs().mean()
+        loss = loss + cfg.motion_weight * error.diff(dim=1).abs().mean() + cfg.field_weight * field
     mse = F.mse_loss(recon.detach().clamp(-1, 1), video) / 4  # on [0, 1]
-    return {"loss": loss, "pixel": pixel.detach(), "gradient": gradient.detach(), "psnr": -10 * mse.log10()}
+    return {
+        "loss": loss,
+        "pixel": pixel.detach(),
+        "gradient": gradient.detach(),
+        "field": field.detach(),
+        "psnr": -10 * mse.log10(),
+    }
 
 
 @torch.no_grad()

@@ -202,6 +202,13 @@ class NanoVAE(nn.Module):
             frames.append(rearrange(later, "(b t) (r c) h w -> b (t r) c h w", b=B, r=self.config.stride))
         return torch.cat(frames, dim=1)
 
+    def motion_fields(self, z: Tensor) -> Tensor:
+        """Displacement of every frame of every group of raw latents [B, T, C, H, W]: [B, T - 1, stride, 2, H, W]."""
+        pairs = torch.cat([z[:, 1:], z[:, :-1]], dim=2).flatten(0, 1)
+        features = F.relu(self.decoder.trunk[: self.decoder.coarse](pairs))
+        fields = self.decoder.motion(features, *pairs.chunk(2, dim=1))
+        return rearrange(fields, "(b t) (r d) h w -> b t r d h w", b=len(z), d=2)
+
     def encode(self, video: Tensor) -> Tensor:
         """video [B, F, 3, h, w] in [-1, 1] -> normalised latents [B, T, C, H, W]."""
         mean, std = (s.view(1, 1, -1, 1, 1) for s in (self.latent_mean, self.latent_std))

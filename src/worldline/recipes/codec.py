@@ -9,7 +9,8 @@ from torch import Tensor
 
 from worldline.data.dataset import ClipDataset
 from worldline.data.encode import to_video
-from worldline.methods.autoencoder import AutoencoderConfig, autoencoder_loss, latent_statistics
+from worldline.functional.warp import yaw_of
+from worldline.methods.autoencoder import AutoencoderConfig, PixelBatch, autoencoder_loss, latent_statistics
 from worldline.methods.base import Phase, Rng
 from worldline.models.nano_vae import NanoVAE
 from worldline.models.registry import load_model, save_model
@@ -21,23 +22,27 @@ STATISTICS_CLIPS = 64  # clips that latents are normalised by
 
 
 class PixelWindows:
-    """Windows of `frames` pixel frames at random places of random clips: float [B, F, 3, H, W] in [-1, 1]."""
+    """Windows of `frames` pixel frames at random places of random clips, with where the camera looked."""
 
     def __init__(self, clips: ClipDataset, frames: int, stride: int) -> None:
         """All pixels are held in memory as bytes. Raises WorldlineError where clips are shorter than a window."""
-        self.pixels = torch.stack([torch.from_numpy(clips[i].frames) for i in range(len(clips))])  # [N, F, H, W, 3]
+        read = [clips[i] for i in range(len(clips))]
+        self.pixels = torch.stack([torch.from_numpy(c.frames) for c in read])  # [N, F, H, W, 3]
+        self.yaw = torch.stack([yaw_of(torch.from_numpy(c.cameras.c2w)) for c in read])  # [N, F]
+        self.K = torch.from_numpy(read[0].cameras.K[0]).float()
         self.frames, self.stride = frames, stride
         if self.pixels.shape[1] < frames:
             raise WorldlineError(f"codec.frames is {frames}; expected at most a clip's {self.pixels.shape[1]}")
 
-    def batch(self, seed: int, step: int, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
+    def batch(self, seed: int, step: int, batch_size: int, device: torch.device | str = "cpu") -> PixelBatch:
         """Batch `step` of a seed."""
         draw = Rng(seed, step).generator("windows")
         clips = torch.randint(len(self.pixels), (batch_size,), generator=draw).tolist()
         places = (self.pixels.shape[1] - self.frames) // self.stride + 1
         starts = (torch.randint(places, (batch_size,), generator=draw) * self.stride).tolist()
-        windows = [self.pixels[c, s : s + self.frames] for c, s in zip(clips, starts, strict=True)]
-        return to_video(torch.stack(windows)).to(device)
+        at = [(c, slice(s, s + self.frames)) for c, s in zip(clips, starts, strict=True)]
+        video, yaw = (torch.stack([source[c, frames] for c, frames in at]) for source in (self.pixels, self.yaw))
+        return PixelBatch(to_video(video).to(device), yaw.to(device), self.K.to(device))
 
 
 class Autoencoding:
@@ -48,9 +53,9 @@ class Autoencoding:
         self.roles = {"model": model}
         self.phases = (Phase("codec", "model", self.loss),)
 
-    def loss(self, video: Tensor, rng: Rng) -> dict[str, Tensor]:
-        """video: [B, F, 3, H, W]."""
-        return autoencoder_loss(self.model, video, self.options, rng.generator("latent noise"))
+    def loss(self, batch: PixelBatch, rng: Rng) -> dict[str, Tensor]:
+        """The autoencoder's loss on one batch of windows."""
+        return autoencoder_loss(self.model, batch, self.options, rng.generator("latent noise"))
 
     def after_step(self, step: int) -> None:
         """Nothing moves beside the model."""

@@ -8,6 +8,7 @@ from tests.conftest import randomise
 
 from worldline.functional.camera import cameras_of
 from worldline.models.wan import WanConfig, WanModel
+from worldline.nn.attention import FrameMask
 from worldline.schema import Cameras, ShapeError, WorldlineError
 
 
@@ -60,7 +61,7 @@ def test_equals_diffusers(tiny_text, T, H, W):
 def test_each_frame_has_its_own_noise_level(tiny_wan, tiny_text):
     model, x = tiny_wan(num_layers=1), torch.randn(1, 3, 4, 4, 4)
     context = model.text_context(tiny_text())
-    diagonal = torch.eye(3, dtype=torch.bool).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    diagonal = FrameMask(torch.eye(3, dtype=torch.bool), tokens=4)
     sigma = torch.tensor([[0.1, 0.5, 0.9]])
     mixed = model(x, sigma, context, mask=diagonal)  # frames apart, so each must equal its own run
     for t in range(3):
@@ -133,7 +134,7 @@ def test_wrong_shapes_are_named(tiny_wan, tiny_text, cameras):
 def test_motion_starts_silent_then_steers_its_own_frame(tiny_wan, tiny_text, cameras):
     model, x, sigma = tiny_wan(num_layers=1, motion=True), torch.randn(1, 3, 4, 4, 4), torch.rand(1, 3)
     context, poses = model.text_context(tiny_text()), cameras(1, 3)
-    alone = torch.eye(3, dtype=torch.bool).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    alone = FrameMask(torch.eye(3, dtype=torch.bool), tokens=4)
     still = Cameras(poses.w2c, poses.K, poses.motion * torch.tensor([1, 1, 0])[None, :, None])
     out, other = (model(x, sigma, context, cameras=c, mask=alone) for c in (poses, still))
     assert (out - other).abs().amax(dim=(0, 2, 3, 4)).gt(1e-3).tolist() == [False, False, True]

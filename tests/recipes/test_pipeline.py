@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+import torch
 
 from worldline.methods.finetune import Finetune
 from worldline.models.registry import load_model, weights_hash
@@ -85,6 +86,21 @@ def test_an_interrupted_stage_resumes_to_the_same_weights(smallest, tmp_path, mo
     witness, _ = go(tmp_path / "broken/recipe.yaml", tmp_path / "broken", until="camera")
     assert witness.ran == ["camera resumed"]
     assert weights_hash(tmp_path / "broken/camera/model") == weights_hash(tmp_path / "straight/camera/model")
+
+
+def test_codec_and_base_go_on_from_other_weights(smallest, tmp_path):
+    go(smallest, tmp_path / "first", until="base")
+    inits = [f"{part}.init={tmp_path / 'first' / part / 'model'}" for part in ("codec", "base")]
+    frozen = ["codec.train.lr=0", "base.train.lr=0", "codec.train.weight_decay=0", "base.train.weight_decay=0"]
+    witness, _ = go(smallest, tmp_path / "second", *inits, *frozen, until="base")
+    assert witness.ran == ["codec", "encode", "base"]
+    for part in ("codec", "base"):
+        first, second = (load_model(tmp_path / run / part / "model").state_dict() for run in ("first", "second"))
+        for key, value in first.items():
+            torch.testing.assert_close(second[key], value, atol=1e-6, rtol=1e-5, msg=f"{part} {key}")
+    assert go(smallest, tmp_path / "second", *inits, *frozen, until="base")[0].ran == []
+    with pytest.raises(WorldlineError, match="holds a NanoVAE; expected a video model"):
+        go(smallest, tmp_path / "third", "base.init=" + str(tmp_path / "first/codec/model"), until="base")
 
 
 def test_clips_that_do_not_chunk_are_refused_with_the_mend(smallest, tmp_path):

@@ -20,7 +20,7 @@ from worldline.train.checkpoint import checkpoints, load_checkpoint
 from worldline.train.config import TrainConfig
 from worldline.train.log import read_log
 from worldline.train.loop import NonFiniteError, Trainer
-from worldline.train.optim import lr_factor
+from worldline.train.optim import lr_factor, make_optimizer
 
 
 class Numbers:
@@ -183,3 +183,52 @@ def test_counters_make_streams_apart():
         for stream in ("noise", "level")
     }
     assert len(draws) == 10
+
+
+class Blocks(nn.Module):
+    """A network with matrices inside and outside of blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.blocks = nn.Linear(6, 8), nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.embed(x)
+        for block in self.blocks:
+            h = h + block(h).tanh()
+        return h
+
+
+def test_muon_takes_the_matrices_of_blocks_and_moves_all_their_directions_alike():
+    net = Blocks()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    optimizer = make_optimizer(net, 1e-2, config(optimizer="muon", weight_decay=0.0))
+    net(torch.randn(64, 6, generator=torch.Generator().manual_seed(1))).square().mean().backward()
+    optimizer.step()
+    for i, block in enumerate(net.blocks):
+        moved = torch.linalg.svdvals(net.state_dict()[f"blocks.{i}.weight"] - before[f"blocks.{i}.weight"])
+        gradient = torch.linalg.svdvals(block.weight.grad)
+        assert moved.median() > 0.5 * moved.max() > 0, "Newton-Schulz makes singular values about one"
+        assert gradient.median() < 0.35 * gradient.max(), "which those of the gradient are not"
+    outside = net.state_dict()["embed.weight"] - before["embed.weight"]
+    torch.testing.assert_close(outside.abs(), torch.full_like(outside, 1e-2), rtol=1e-3, atol=1e-6)  # Adam's first step
+
+
+def test_muon_resumes_from_its_state():
+    def steps(net, optimizer, first, last):
+        for i in range(first, last):
+            net(torch.randn(16, 6, generator=torch.Generator().manual_seed(i))).square().mean().backward()
+            optimizer.step(), optimizer.zero_grad()
+
+    cfg = config(optimizer="muon")
+    whole, part, again = Blocks(), Blocks(), Blocks()
+    steps(whole, make_optimizer(whole, 1e-2, cfg), 0, 4)
+    first = make_optimizer(part, 1e-2, cfg)
+    steps(part, first, 0, 2)
+    again.load_state_dict(part.state_dict())
+    second = make_optimizer(again, 1e-2, cfg)
+    second.load_state_dict(first.state_dict())
+    steps(again, second, 2, 4)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from worldline.schema import WorldlineError
 
-FORMAT = 1
+FORMAT = 2
 
 
 class DataBuildError(WorldlineError):

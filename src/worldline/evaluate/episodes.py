@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from worldline.data.sources.doomrooms.engine import Spawn
 
 FIRST_MAP = 950_000  # training maps end below 900 000, the dataset's own held-out maps below this
-FORMAT = 3
+FORMAT = 4
 CONTACT_LIMIT = 0.3  # a walk that leans on walls for longer than this share is drawn again
 DRAWS = 16
 SOON = (

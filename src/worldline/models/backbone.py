@@ -22,7 +22,7 @@ class TextContext:
 class Backbone(nn.Module, ABC):
     """Predicts velocity = eps - x0: `model(x, sigma, text, cameras=, positions=, mask=, cache=)` -> [B, T, C, H, W].
 
-    x: [B, T, C, H, W]; sigma: [B, T], one noise level a latent frame. `mask` (bool over tokens, frame-major) and `cache` (the
+    x: [B, T, C, H, W]; sigma: [B, T], one noise level a latent frame. `mask` (a FrameMask) and `cache` (the
     clean past) are the two ways to say what a frame sees; a model without cameras ignores them.
     """
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from worldline.functional.rope import apply_rope, rope_angles
 from worldline.models.backbone import Backbone, TextContext
+from worldline.nn.attention import FrameMask, attention
 from worldline.nn.camera import CameraMatrices, act
 from worldline.nn.kv_cache import KVCache, Stream
 from worldline.nn.layers import FeedForward, RMSNorm, TwoLayer, modulated_norm, sinusoidal_embedding
@@ -94,7 +95,7 @@ class Attention(nn.Module):
     def cross(self, x: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
         """x: [B, L, D] attends to the prompt, without a mask, as Wan was trained."""
         q = self.heads(self.norm_q(self.to_q(x)))
-        out = F.scaled_dot_product_attention(q, kv[0].to(q.dtype), kv[1].to(q.dtype))
+        out = attention(q, kv[0].to(q.dtype), kv[1].to(q.dtype))
         return self.to_out[0](rearrange(out, "b n l d -> b l (n d)"))
 
     def self_attention(self, x: Tensor, rope: tuple[Tensor, Tensor], seen: Seen, layer: int) -> Tensor:
@@ -120,18 +121,20 @@ class Attention(nn.Module):
 
 @dataclass(frozen=True)
 class Seen:
-    """What the current tokens may attend to: a dense mask, or a cache of the past, or (neither) each other."""
+    """What the current tokens may attend to: a mask over frames, or a cache of the past, or (neither) each other."""
 
     frames: int
     cameras: CameraMatrices | None
-    mask: Tensor | None = None
+    mask: FrameMask | None = None
     cache: KVCache | None = None
 
     def attend(self, stream: Stream, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """softmax(q k^T / sqrt(Dh)) v over the visible keys. All [B, N, L, Dh]."""
+        if self.mask is not None:
+            return self.mask.attend(q, k, v)
         if self.cache is not None:
             k, v = self.cache.attend(stream, k, v, self.frames)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+        return attention(q, k, v)
 
 
 class Block(nn.Module):
@@ -249,12 +252,12 @@ class WanModel(Backbone):
         *,
         cameras: Cameras | None = None,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: FrameMask | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """x: [B, T, C, H, W] noised latents; sigma: [B, T]; cameras: of the same T frames; positions: [T] latent index of
-        every frame (default: 0.., or following the cache); mask: bool [L, L], True where a query may look; cache: the
-        clean past (exclusive with mask). Returns velocity [B, T, C, H, W] in fp32."""
+        every frame (default: 0.., or following the cache); mask: which of the T frames sees which; cache: the clean past
+        (exclusive with mask). Returns velocity [B, T, C, H, W] in fp32."""
         B, T, _, H, W = x.shape
         _, ph, pw = self.config.patch_size
         if sigma.shape != (B, T):

@@ -14,6 +14,7 @@ from worldline.methods.autoencoder import AutoencoderConfig, PixelBatch, autoenc
 from worldline.methods.base import Phase, Rng
 from worldline.models.nano_vae import NanoVAE
 from worldline.models.registry import load_model, save_model
+from worldline.recipes.assets import located
 from worldline.recipes.training import device, stage_seed, train
 from worldline.recipes.workspace import Workspace
 from worldline.schema import WorldlineError
@@ -61,11 +62,22 @@ class Autoencoding:
         """Nothing moves beside the model."""
 
 
+def _initial(ws: Workspace) -> NanoVAE:
+    """A fresh codec, or the one that training goes on from."""
+    section = ws.recipe.codec
+    if section.init is None:
+        return NanoVAE(section.model)
+    found = load_model(located(section.init, "codec"))
+    if not isinstance(found, NanoVAE) or found.config != section.model:
+        raise WorldlineError(f"codec.init: {section.init} holds {found.config}; the recipe says {section.model}")
+    return found
+
+
 def codec(ws: Workspace, directory: Path) -> dict[str, float]:
     """Train the codec, then normalise its latents by the statistics of training clips."""
     section = ws.recipe.codec
     torch.manual_seed(stage_seed(ws.recipe.seed, "codec weights", section.train.seed))
-    model = NanoVAE(section.model)
+    model = _initial(ws)
     windows = PixelWindows(ws.clips().split("train"), section.frames, section.model.stride)
     last = train(ws, "codec", Autoencoding(section.options, model), "model", windows, section.train, directory)
     trained = load_model(directory / "model").to(device())

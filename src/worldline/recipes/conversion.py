@@ -12,6 +12,7 @@ from worldline.data.loader import LatentDataset
 from worldline.methods.base import Method
 from worldline.methods.ode import OdeTrajectories, generate_trajectories
 from worldline.models.wan import WanModel
+from worldline.recipes.assets import located
 from worldline.recipes.schema import StageSection
 from worldline.recipes.sources import bar
 from worldline.recipes.training import device, stage_seed, train
@@ -44,10 +45,11 @@ def latents(ws: Workspace) -> LatentDataset:
 
 
 def base(ws: Workspace, directory: Path) -> dict[str, float]:
-    """Stage `base`: pretraining from scratch, without cameras."""
+    """Stage `base`: pretraining without cameras, from scratch or from the weights of `base.init`."""
     section = ws.recipe.base
     torch.manual_seed(stage_seed(ws.recipe.seed, "base weights", section.train.seed))
-    model = WanModel(ws.recipe.model.config("none"))
+    config = ws.recipe.model.config("none")
+    model = WanModel(config) if section.init is None else ws.weights(located(section.init, "base"), config)
     method = replace(section.options, use_cameras=False).build(model, empty_prompt(ws))
     return train(ws, "base", method, "model", latents(ws), section.train, directory)
 

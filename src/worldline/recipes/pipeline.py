@@ -48,7 +48,7 @@ def _sources(recipe: Recipe, ws: Workspace) -> list[Node]:
                 _seeded(recipe, recipe.codec),
                 from_data,
                 partial(codec.codec, ws),
-                external=ws.external("data"),
+                external={**ws.external("data"), **ws.initial("codec")},
             )
         )
     nodes.append(
@@ -68,7 +68,7 @@ def _sources(recipe: Recipe, ws: Workspace) -> list[Node]:
             "latents": recipe.data.latents,
             "model": to_data(recipe.model.config("none")),
         }
-        nodes.append(Node("base", config, ("encode",), partial(conversion.base, ws)))
+        nodes.append(Node("base", config, ("encode",), partial(conversion.base, ws), external=ws.initial("base")))
     return nodes
 
 

@@ -58,6 +58,7 @@ class CodecSection:
     """The video autoencoder: taken from `path`, or trained where `path` is null."""
 
     path: str | None = "bundled"
+    init: str | None = None  # training goes on from these weights (`bundled`, or a model directory); null starts afresh
     model: NanoVAEConfig = field(default_factory=NanoVAEConfig)
     options: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -69,6 +70,7 @@ class BaseSection:
     """The bidirectional video model without camera control: taken from `path`, or pretrained where `path` is null."""
 
     path: str | None = "bundled"
+    init: str | None = None  # pretraining goes on from these weights; null starts afresh
     options: FinetuneConfig = field(default_factory=FinetuneConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 

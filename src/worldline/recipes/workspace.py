@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from worldline.models.registry import load_model, load_state, weights_hash
 from worldline.models.text import HashTextEncoder
-from worldline.models.wan import CameraMode, WanModel
+from worldline.models.wan import CameraMode, WanConfig, WanModel
 from worldline.recipes.assets import ASSETS, LINE, located
 from worldline.schema import WorldlineError
 
@@ -43,6 +43,11 @@ class Workspace:
                 hashes[part] = self._fingerprint() if part == "data" else weights_hash(self.part(part))
         return hashes
 
+    def initial(self, part: str) -> dict[str, str]:
+        """Content hash of the weights that training `codec` or `base` goes on from, if the recipe names any."""
+        path = {"codec": self.recipe.codec.init, "base": self.recipe.base.init}[part]
+        return {} if path is None else {f"{part} init": weights_hash(located(path, part))}
+
     def _fingerprint(self) -> str:
         path = self.part("data") / "dataset.json"
         if not path.is_file():
@@ -64,16 +69,20 @@ class Workspace:
     def model(self, stage: str, camera: CameraMode | None = None) -> WanModel:
         """A stage's weights in the recipe's backbone (`camera` overrides how it takes cameras). A base without camera
         projections gets silent ones."""
-        config = self.recipe.model.config(camera)
-        trained = load_model(self.model_dir(stage))
+        return self.weights(self.model_dir(stage), self.recipe.model.config(camera))
+
+    @staticmethod
+    def weights(directory: Path, config: WanConfig) -> WanModel:
+        """The weights in `directory` in a backbone of `config`. Raises WorldlineError where sizes differ."""
+        trained = load_model(directory)
         if not isinstance(trained, WanModel):
-            raise WorldlineError(f"{self.model_dir(stage)} holds a {type(trained).__name__}; expected a video model")
+            raise WorldlineError(f"{directory} holds a {type(trained).__name__}; expected a video model")
         if trained.config == config:
             return trained
         injectors = {"camera": config.camera, "camera_share": config.camera_share, "motion": config.motion}
         if replace(trained.config, **injectors) != config:
             raise WorldlineError(
-                f"stage '{stage}' holds {trained.config}, the recipe says {config}; expected the same sizes"
+                f"{directory} holds {trained.config}, the recipe says {config}; expected the same sizes"
             )
         model = WanModel(config)
         load_state(model, trained.state_dict(), may_miss=("prope_o", "motion_embedder"))

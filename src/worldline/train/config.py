@@ -15,6 +15,7 @@ class TrainConfig:
     steps: int = 1000  # optimizer steps (of the phase that runs every step)
     batch_size: int = 16  # samples a micro batch
     accumulation: int = 1  # micro batches an optimizer step
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: matrices inside blocks; the rest stays with adamw
     lr: float = 3e-4
     role_lr: dict[str, float] = field(default_factory=dict)  # learning rate of a role where it differs
     warmup: int = 50  # steps of linear warm-up

@@ -1,21 +1,71 @@
-"""AdamW with decay on matrices alone, and a learning rate that is a function of the step."""
+"""AdamW, or Muon for the matrices of the blocks beside AdamW for the rest; the learning rate is a function of the step."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from worldline.train.config import TrainConfig
 
 
-def make_optimizer(module: nn.Module, lr: float, cfg: TrainConfig) -> torch.optim.AdamW:
-    """Two groups: matrices with weight decay; norms, biases and other vectors without."""
-    params = [p for p in module.parameters() if p.requires_grad]
-    matrices, vectors = [p for p in params if p.ndim > 1], [p for p in params if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=cfg.betas, fused=True)
+class Optimizers:
+    """Several optimizers that step as one: the part of `torch.optim.Optimizer` that training uses."""
+
+    def __init__(self, parts: dict[str, torch.optim.Optimizer]) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all parts."""
+        return [group for part in self.parts.values() for group in part.param_groups]
+
+    def step(self) -> None:
+        """One update of every part."""
+        for part in self.parts.values():
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget gradients."""
+        for part in self.parts.values():
+            part.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """States by part."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+
+
+def make_optimizer(module: nn.Module, lr: float, cfg: TrainConfig) -> Optimizers:
+    """Weight decay on matrices, none on norms, biases and other vectors.
+
+    `muon` (Jordan 2024, with the update scaled to AdamW's usual size as in Liu et al. 2025, so that one learning rate fits
+    both) takes the matrices inside blocks; embeddings, the head and vectors stay with AdamW.
+    """
+    inner, rest = [], []
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            (inner if cfg.optimizer == "muon" and p.ndim == 2 and "blocks." in name else rest).append(p)
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": cfg.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    parts: dict[str, torch.optim.Optimizer] = {}
+    if groups := [g for g in groups if g["params"]]:
+        parts["adamw"] = torch.optim.AdamW(groups, lr=lr, betas=cfg.betas, fused=True)
+    if inner:
+        parts["muon"] = _muon(inner, lr, cfg.weight_decay)
+    return Optimizers(parts)
+
+
+def _muon(matrices: list[Tensor], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
 
 def lr_factor(step: int, cfg: TrainConfig) -> float:

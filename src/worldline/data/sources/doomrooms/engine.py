@@ -135,8 +135,6 @@ class DoomRooms:
         """A fresh level with the player standing still at `spawn`."""
         self.game.new_episode()
         self._tics(0, 0, 0, WARM_TICS)
-        # Full light: the engine's shading table belongs to another palette; our textures carry their own shading.
-        self.game.send_game_command("give PowerLightAmp")
         self.game.send_game_command(f"warp {spawn.x} {spawn.y}")
         self._tics(0, 0, 0, 2)
         angle = float(self._state().game_variables[3])

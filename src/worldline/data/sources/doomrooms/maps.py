@@ -286,6 +286,8 @@ def write_wad(path: str, level: Map) -> None:
     """A PWAD with the map as MAP01, our palette and our textures."""
     textures = texture_set()
     lumps: list[tuple[str, bytes]] = [("PLAYPAL", palette().tobytes() * 14)]
+    # Every light level maps a colour to itself: the game's own table would mix up our palette.
+    lumps.append(("COLORMAP", bytes(range(256)) * 34))
     lumps += [("TX_START", b""), *((name, png(image)) for name, image in textures.items()), ("TX_END", b"")]
     lumps += [("MAP01", b""), ("TEXTMAP", udmf(level).encode()), ("ENDMAP", b"")]
     body, directory, offset = [], [], 12

@@ -8,15 +8,15 @@ from worldline.schema import Controls
 
 # class -> (probability, right, forward, yaw sign, keys)
 CLASSES: dict[str, tuple[float, float, float, int, tuple[str, ...]]] = {
-    "forward": (0.20, 0, 1, 0, ("w",)),
-    "forward-left": (0.12, 0, 1, -1, ("w", "left")),
-    "forward-right": (0.12, 0, 1, 1, ("w", "right")),
+    "forward": (0.18, 0, 1, 0, ("w",)),
+    "forward-left": (0.11, 0, 1, -1, ("w", "left")),
+    "forward-right": (0.11, 0, 1, 1, ("w", "right")),
     "left": (0.15, 0, 0, -1, ("left",)),
     "right": (0.15, 0, 0, 1, ("right",)),
     "strafe-left": (0.05, -1, 0, 0, ("a",)),
     "strafe-right": (0.05, 1, 0, 0, ("d",)),
-    "back": (0.08, 0, -1, 0, ("s",)),
-    "still": (0.08, 0, 0, 0, ()),
+    "back": (0.10, 0, -1, 0, ("s",)),
+    "still": (0.10, 0, 0, 0, ()),
 }
 YAW_RATES = (2.0, 2.0, 2.0, 1.0, 3.0)  # degrees a pixel frame
 

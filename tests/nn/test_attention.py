@@ -1,0 +1,67 @@
+"""Backends of masked attention agree with a dense float64 reference, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from worldline.functional.masks import Visibility
+from worldline.nn.attention import FrameMask, attention
+from worldline.schema import ShapeError
+
+TOKENS = 3
+VISIBILITIES = [
+    Visibility(chunk=1),
+    Visibility(chunk=3, prefix=1),
+    Visibility(chunk=2, window=4, sink=1),
+    Visibility(bidirectional=True),
+]
+
+
+def reference(q, k, v, mask=None):
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1) @ v
+
+
+def qkv(frames, dtype=torch.float32):
+    g = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(2, 2, frames * TOKENS, 16, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+        for _ in range(3)
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("backend", ["blocks", "dense", "flex"])
+@pytest.mark.parametrize("visibility", VISIBILITIES)
+def test_backends_equal_the_dense_mask(backend, visibility):
+    frames = visibility.teacher_forcing_mask(6 + visibility.prefix)
+    mask = FrameMask(frames, TOKENS, backend)
+    wanted_in, got_in = qkv(len(frames), torch.float64), qkv(len(frames))
+    wanted = reference(*wanted_in, Visibility.expand(frames, TOKENS))
+    if backend == "flex":  # on a CPU it has no backward pass, and warns that it is not compiled
+        got_in = [x.detach() for x in got_in]
+    got = mask.attend(*got_in)
+    torch.testing.assert_close(got.double(), wanted, atol=1e-6, rtol=1e-5)
+    if backend != "flex":
+        weight = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        (wanted * weight).sum().backward()
+        (got * weight.float()).sum().backward()
+        for a, b in zip(got_in, wanted_in, strict=True):
+            torch.testing.assert_close(a.grad.double(), b.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_stepwise_and_fused_attention_agree():
+    q, k, v = qkv(5)
+    stepwise = attention(q, k, v)
+    with torch.no_grad():
+        fused = attention(q, k, v)
+    torch.testing.assert_close(stepwise, fused, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(fused, reference(q, k, v).detach(), atol=1e-6, rtol=1e-5)
+
+
+def test_a_mask_over_tokens_is_refused():
+    with pytest.raises(ShapeError, match=r"expected bool \[F, F\]"):
+        FrameMask(torch.ones(2, 3, dtype=torch.bool), TOKENS)
+    with pytest.raises(ShapeError, match="float32"):
+        FrameMask(torch.ones(2, 2), TOKENS)

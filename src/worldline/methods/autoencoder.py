@@ -23,6 +23,7 @@ class AutoencoderConfig:
     smooth_weight: float = 0.01  # L1 between latents of neighbouring frames: calm codes are easier to generate
     motion_weight: float = 2.0  # L1 of differences between frames: motion inside a group counts
     field_weight: float = 10.0  # L1 between the decoder's displacement fields and those of the camera's known turns
+    train_encoder: bool = True  # off: the decoder alone learns, and every latent stays what it is
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def autoencoder_loss(
 ) -> dict[str, Tensor]:
     """Returns `loss` and its parts. Windows of one frame have no motion terms."""
     video = batch.video
-    z = model.encode_raw(video)
+    with torch.set_grad_enabled(cfg.train_encoder and torch.is_grad_enabled()):
+        z = model.encode_raw(video)
     noise = torch.randn(z.shape, generator=rng).to(z) * cfg.latent_noise * z.detach().std()
     recon = model.decode_raw(z + noise, None).float()
     error = recon - video

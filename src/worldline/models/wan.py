@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from worldline.functional.rope import apply_rope, rope_angles
 from worldline.models.backbone import Backbone, TextContext
 from worldline.nn.attention import FrameMask, attention
-from worldline.nn.camera import CameraMatrices, act
+from worldline.nn.camera import CameraMatrices, act, block_diagonal
 from worldline.nn.kv_cache import KVCache, Stream
 from worldline.nn.layers import FeedForward, RMSNorm, TwoLayer, modulated_norm, sinusoidal_embedding
 from worldline.schema import Cameras, ShapeError, TextEmbedding, WorldlineError
@@ -61,8 +61,8 @@ class WanConfig:
 
     @property
     def camera_dims(self) -> int:
-        """Head dims that carry the camera in `fused`: a multiple of four (groups) and of two (RoPE pairs)."""
-        return int(self.head_dim * self.camera_share) // 4 * 4
+        """Head dims that carry the camera, a multiple of four (groups) and of two (RoPE pairs): all of a `branch`."""
+        return self.head_dim if self.camera == "branch" else int(self.head_dim * self.camera_share) // 4 * 4
 
 
 WAN_VARIANTS = {
@@ -85,18 +85,19 @@ class Attention(nn.Module):
             self.prope_o = nn.Linear(D, D)
 
     def heads(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, N, L, Dh]."""
-        return rearrange(x, "b l (n d) -> b n l d", n=self.cfg.num_heads)
+        """[B, L, D] -> [B, L, N, Dh]."""
+        return x.unflatten(-1, (self.cfg.num_heads, -1))
 
     def text_kv(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Embedded prompt [B, L_text, D] -> keys and values [B, N, L_text, Dh]."""
-        return self.heads(self.norm_k(self.to_k(text))), self.heads(self.to_v(text))
+        k, v = self.heads(self.norm_k(self.to_k(text))), self.heads(self.to_v(text))
+        return k.transpose(1, 2), v.transpose(1, 2)
 
     def cross(self, x: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
         """x: [B, L, D] attends to the prompt, without a mask, as Wan was trained."""
-        q = self.heads(self.norm_q(self.to_q(x)))
+        q = self.heads(self.norm_q(self.to_q(x))).transpose(1, 2)
         out = attention(q, kv[0].to(q.dtype), kv[1].to(q.dtype))
-        return self.to_out[0](rearrange(out, "b n l d -> b l (n d)"))
+        return self.to_out[0](out.transpose(1, 2).flatten(2))
 
     def self_attention(self, x: Tensor, rope: tuple[Tensor, Tensor], seen: Seen, layer: int) -> Tensor:
         """x: [B, L, D] -> [B, L, D]."""
@@ -105,17 +106,15 @@ class Attention(nn.Module):
         q_rope, k_rope = apply_rope(q, *rope), apply_rope(k, *rope)
         cam = seen.cameras
         if self.camera == "fused" and cam is not None:
-            d = self.cfg.camera_dims
-            q_rope = act(cam.P.transpose(-1, -2), q_rope, d)
-            k_rope, v_main = act(cam.P_inv, k_rope, d), act(cam.P_inv, v, d)
-            out = act(cam.P, seen.attend((layer, "main"), q_rope, k_rope, v_main), d)
+            q_rope, k_rope, turned = act(q_rope, cam.query), act(k_rope, cam.key), act(v, cam.key)
+            out = act(seen.attend((layer, "main"), q_rope, k_rope, turned), cam.out)
         else:
             out = seen.attend((layer, "main"), q_rope, k_rope, v)
-        out = self.to_out[0](rearrange(out, "b n l d -> b l (n d)"))
+        out = self.to_out[0](out.flatten(2))
         if self.camera == "branch" and cam is not None:
-            q, k, v = act(cam.P.transpose(-1, -2), q), act(cam.P_inv, k), act(cam.P_inv, v)
-            view = act(cam.P, seen.attend((layer, "camera"), q, k, v))
-            out = out + self.prope_o(rearrange(view, "b n l d -> b l (n d)"))
+            q, k, v = act(q, cam.query), act(k, cam.key), act(v, cam.key)
+            view = act(seen.attend((layer, "camera"), q, k, v), cam.out)
+            out = out + self.prope_o(view.flatten(2))
         return out
 
 
@@ -129,12 +128,13 @@ class Seen:
     cache: KVCache | None = None
 
     def attend(self, stream: Stream, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(q k^T / sqrt(Dh)) v over the visible keys. All [B, N, L, Dh]."""
+        """softmax(q k^T / sqrt(Dh)) v over the visible keys. All [B, L, N, Dh]."""
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         if self.mask is not None:
-            return self.mask.attend(q, k, v)
+            return self.mask.attend(q, k, v).transpose(1, 2)
         if self.cache is not None:
             k, v = self.cache.attend(stream, k, v, self.frames)
-        return attention(q, k, v)
+        return attention(q, k, v).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -156,11 +156,11 @@ class Block(nn.Module):
         T = x.shape[1]
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + mod).unsqueeze(3).unbind(2)
         h = modulated_norm(x, shift1, scale1, self.eps).flatten(1, 2)
-        x = x + gate1 * self.attn1.self_attention(h, rope, seen, layer).unflatten(1, (T, -1))
+        x = torch.addcmul(x, gate1, self.attn1.self_attention(h, rope, seen, layer).unflatten(1, (T, -1)).float())
         h = F.layer_norm(x, x.shape[-1:], self.norm2.weight, self.norm2.bias, self.eps).flatten(1, 2)
         x = x + self.attn2.cross(h, text).unflatten(1, (T, -1))
         h = modulated_norm(x, shift2, scale2, self.eps)
-        return x + gate2 * self.ffn(h)
+        return torch.addcmul(x, gate2, self.ffn(h).float())
 
 
 class ConditionEmbedder(nn.Module):
@@ -274,7 +274,9 @@ class WanModel(Backbone):
         h = rearrange(tokens, "b d t h w -> b t (h w) d").float()  # [B, T, S, D]
         motion = cameras.motion if cameras is not None and self.config.motion else None
         temb, mod = self.condition_embedder.time(sigma, motion)
-        matrices = None if cameras is None or self.config.camera == "none" else CameraMatrices.from_cameras(cameras)
+        matrices = None
+        if cameras is not None and self.config.camera != "none":
+            matrices = CameraMatrices.from_cameras(cameras, self.config.head_dim, self.config.camera_dims)
         seen = Seen(T, matrices, mask, cache)
         rope = self.rope(positions, rows, cols)
         for layer, block in enumerate(self._blocks()):
@@ -285,13 +287,12 @@ class WanModel(Backbone):
 
     def reanchor(self, cache: KVCache, world: Tensor) -> None:
         """Move the cache to a new world frame: world [B, 4, 4] maps old to new world points, so P_new^-1 = world P^-1."""
-        share = {"main": self.config.camera_dims, "camera": None}
-        streams = {"fused": "main", "branch": "camera"}
+        carrier = {"fused": "main", "branch": "camera"}.get(self.config.camera)
+        matrix = block_diagonal(world.mT[:, None], self.config.head_dim, self.config.camera_dims)  # one for all tokens
 
         def move(stream: Stream, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            if streams.get(self.config.camera) != stream[1]:
+            if stream[1] != carrier:
                 return k, v
-            matrix = world[:, None]
-            return act(matrix, k, share[stream[1]]), act(matrix, v, share[stream[1]])
+            return k @ matrix.to(k.dtype), v @ matrix.to(v.dtype)
 
         cache.transform(move)

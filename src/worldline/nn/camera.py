@@ -8,6 +8,7 @@ identical cameras (P_i P_j^-1 = I) leave the pretrained attention exactly as it 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,32 +19,36 @@ from worldline.schema import Cameras
 
 @dataclass(frozen=True)
 class CameraMatrices:
-    """Per latent frame, fp32 [B, T, 4, 4]: P (image from world), its transpose for queries and its inverse for keys."""
+    """Per latent frame, [B, T, Dh, Dh] each: what queries, keys and values, and outputs are multiplied by (on the right).
 
-    P: Tensor
-    P_inv: Tensor
+    P (image from world) acts on every group of four of the head dims that carry the camera, the identity on the rest:
+    q P, k P^-T, v P^-T, o P^T, so that attention sees q_i^T P_i P_j^-1 k_j and hands out P_i P_j^-1 v_j.
+    """
+
+    query: Tensor
+    key: Tensor
+    out: Tensor
 
     @staticmethod
-    def from_cameras(cameras: Cameras) -> CameraMatrices:
-        """Computed once per forward in fp32, whatever the compute type."""
+    def from_cameras(cameras: Cameras, head_dim: int, share: int) -> CameraMatrices:
+        """share: head dims that carry the camera, a multiple of four. Computed once per forward in fp32, whatever the
+        compute type."""
         with torch.autocast(cameras.w2c.device.type, enabled=False):
             P, P_inv = projection_matrices(cameras.w2c.float(), cameras.K.float())
-        return CameraMatrices(P, P_inv)
-
-    def repeat_frames(self, times: int) -> CameraMatrices:
-        """The same cameras for every half of [clean | noisy] frames."""
-        return CameraMatrices(self.P.repeat(1, times, 1, 1), self.P_inv.repeat(1, times, 1, 1))
+            spread = partial(block_diagonal, head_dim=head_dim, share=share)
+            return CameraMatrices(spread(P), spread(P_inv.mT), spread(P.mT))
 
 
-def act(matrix: Tensor, x: Tensor, share: int | None = None) -> Tensor:
-    """Apply matrix [B, T, 4, 4] to every group of four head dims of x [B, N, T * S, Dh], frame by frame.
+def block_diagonal(matrix: Tensor, head_dim: int, share: int) -> Tensor:
+    """matrix [..., 4, 4] -> [..., Dh, Dh]: `share / 4` copies along the diagonal, then ones."""
+    carrying = torch.arange(head_dim // 4, device=matrix.device) < share // 4  # [G]
+    identity = torch.eye(4, dtype=matrix.dtype, device=matrix.device)
+    blocks = torch.where(carrying, matrix[..., None], identity[..., None])  # [..., 4, 4, G]
+    return torch.diag_embed(blocks).movedim((-4, -3), (-3, -1)).flatten(-2).flatten(-3, -2)
 
-    share: act on the first `share` dims alone (a multiple of four), pass the rest through. Raises nothing: shapes are the
-    model's own. The product runs in x's type; the matrices are formed in fp32.
-    """
-    B, N, L, Dh = x.shape
-    T = matrix.shape[1]
-    d = Dh if share is None else share
-    part = x[..., :d].reshape(B, N, T, (L // T) * (d // 4), 4)
-    out = (part @ matrix.transpose(-1, -2).to(x.dtype)[:, None]).reshape(B, N, L, d)
-    return out if d == Dh else torch.cat([out, x[..., d:]], dim=-1)
+
+def act(x: Tensor, matrix: Tensor) -> Tensor:
+    """x [B, T * S, N, Dh] times matrix [B, T, Dh, Dh], frame by frame, in x's type (the matrices are formed in fp32)."""
+    B, T = matrix.shape[:2]
+    rows = x.reshape(B * T, -1, x.shape[-1])  # all tokens and heads of a frame
+    return torch.bmm(rows, matrix.flatten(0, 1).to(x.dtype)).view(x.shape)

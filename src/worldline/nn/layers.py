@@ -31,7 +31,7 @@ class RMSNorm(nn.Module):
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """LN(x) (1 + scale) + shift in fp32, without affine. x: [B, T, S, D]; shift, scale: [B, T, 1, D], one a frame."""
-    return F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1 + scale) + shift
+    return torch.addcmul(shift, F.layer_norm(x.float(), x.shape[-1:], eps=eps), 1 + scale)
 
 
 class GELUProjection(nn.Module):

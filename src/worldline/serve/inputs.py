@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from worldline.control.actions import CODES, NAMES, signs_of_keys
 from worldline.schema import Controls
 from worldline.serve.protocol import Input
 
-# KeyboardEvent.code names places on the keyboard, so WASD is where it should be on every layout.
-CODES = {
-    "KeyW": "w", "ArrowUp": "w", "KeyA": "a", "KeyS": "s", "ArrowDown": "s", "KeyD": "d",
-    "ArrowLeft": "left", "KeyQ": "left", "ArrowRight": "right", "KeyE": "right",
-}  # fmt: skip
-NAMES = ("w", "a", "s", "d", "left", "right")  # bit i of a frame's applied keys
 DEGREES_PER_PIXEL = 0.1
 
 
@@ -40,16 +35,15 @@ class InputState:
         """What acts on the next `frames` pixel frames: (controls, applied key bits, sequence of the latest input)."""
         keys = self._held | self._tapped
         self._tapped.clear()
-        on = {name: float(name in keys) for name in NAMES}
-        asked = self.turn * (on["right"] - on["left"]) + self._mouse / frames
+        right, up, forward, turn, _ = signs_of_keys(keys)
+        asked = self.turn * turn + self._mouse / frames
         yaw = float(np.clip(asked, -self.max_turn, self.max_turn))
         # A flick turns on for one chunk more at most: a view that keeps turning feels broken.
         most = self.max_turn * frames
         self._mouse = float(np.clip((asked - yaw) * frames, -most, most))
-        move = (on["d"] - on["a"], 0.0, on["w"] - on["s"])
         names = tuple(n for n in NAMES if n in keys)
         bits = sum(1 << i for i, n in enumerate(NAMES) if n in keys)
-        controls = Controls(np.tile(move, (frames, 1)), np.tile((yaw, 0.0, 0.0), (frames, 1)), (names,) * frames)
+        controls = Controls(np.tile((right, up, forward), (frames, 1)), np.tile((yaw, 0.0, 0.0), (frames, 1)), (names,) * frames)
         return controls, bits, self.seq
 
     def clear(self) -> None:

@@ -48,7 +48,8 @@ def make_optimizer(module: nn.Module, lr: float, cfg: TrainConfig) -> Optimizers
     `muon` (Jordan 2024, with the update scaled to AdamW's usual size as in Liu et al. 2025, so that one learning rate fits
     both) takes the matrices inside blocks; embeddings, the head and vectors stay with AdamW.
     """
-    inner, rest = [], []
+    inner: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, p in module.named_parameters():
         if p.requires_grad:
             (inner if cfg.optimizer == "muon" and p.ndim == 2 and "blocks." in name else rest).append(p)

@@ -1,0 +1,35 @@
+"""Published Wan models by their sizes, and under what terms families of checkpoints are published."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from worldline.models.wan import WAN_VARIANTS, WanConfig
+
+_T2V_1B = WAN_VARIANTS["wan2.1-t2v-1.3b"]
+_T2V_14B = dataclasses.replace(_T2V_1B, dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
+
+# The first name whose sizes fit is the name that is shown.
+PUBLISHED: dict[str, WanConfig] = {
+    "wan2.1-t2v-1.3b": _T2V_1B,
+    "wan2.2-ti2v-5b": dataclasses.replace(
+        _T2V_1B, dim=3072, ffn_dim=14336, num_heads=24, in_channels=48, out_channels=48
+    ),
+    "wan2.1-t2v-14b (or an expert of wan2.2-t2v-a14b)": _T2V_14B,
+    "wan2.1-i2v-14b (or an expert of wan2.2-i2v-a14b)": dataclasses.replace(_T2V_14B, in_channels=36),
+}
+
+APACHE = "Apache-2.0"
+WORLDPLAY_TERMS = "Tencent HY-WorldPlay community licence (territory, user and output limits); base Apache-2.0"
+UNSAID = "not stated in the file"
+
+
+def licence_of(layout: str, camera: bool) -> str:
+    """What is known of a layout's terms. A file rarely says it, and one layout can hold weights of several owners."""
+    if layout == "worldplay":
+        return WORLDPLAY_TERMS
+    if layout == "wan" and not camera:
+        return f"{UNSAID}; Wan's own weights are {APACHE}, fine-tunes may not be"
+    if layout in ("self-forcing", "minwm"):
+        return f"{UNSAID}; Self-Forcing, Causal-Forcing and minWM publish {APACHE}, CausVid CC-BY-NC-SA-4.0"
+    return UNSAID

@@ -33,7 +33,7 @@ INSTRUCTION = (
 """What the chat model is told; part of the cache key."""
 
 _THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
-_SENTENCE = re.compile(r".*[.!?。！？]", re.DOTALL)
+_SENTENCE = re.compile(r".*[.!?\u3002\uff01\uff1f]", re.DOTALL)
 _NAMED = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -71,7 +71,7 @@ class PromptExpander:
         self.folder = None if folder is None else Path(folder)
         self.directory = None if directory is None or folder is None else open_folder(directory)
         self.max_words, self.max_new_tokens, self.max_prompt = max_words, max_new_tokens, max_prompt
-        self.instruction = instruction.format(words=max_words)
+        self.instruction = instruction.replace("{words}", str(max_words))
         self.dtype, self.device = dtype, torch.device(device)
         self._loaded: tuple[Any, Any] | None = None
         self._lock = threading.Lock()
@@ -121,22 +121,12 @@ class PromptExpander:
     @torch.no_grad()
     def _answer(self, prompt: str) -> str:
         """Greedy decoding of one conversation; alone, so that an answer does not depend on its company."""
-        from transformers import GenerationConfig
-
         if self._loaded is None:
             self._loaded = self._load()
         tokenizer, model = self._loaded
         asked = tokenizer(self._conversation(tokenizer, prompt), add_special_tokens=False, return_tensors="pt")
         ids = asked["input_ids"].to(self.device)
-        # a config of our own: the folder's may ask for sampling, beams or penalties
-        greedy = GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=self.max_new_tokens,
-            eos_token_id=_ends(tokenizer, model),
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        )
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
+        out = model.generate(ids, attention_mask=torch.ones_like(ids))
         answer = tidy(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True), self.max_words)
         if not answer:
             raise ExpansionError(
@@ -150,7 +140,9 @@ class PromptExpander:
         system, user = {"role": "system", "content": self.instruction}, {"role": "user", "content": prompt}
         folded = {"role": "user", "content": f"{self.instruction}\n\n{prompt}"}
         # `enable_thinking` is read by the templates that have it and ignored by the others
-        render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        render = partial(
+            tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
         try:
             return str(render([system, user]))
         except Exception:  # the template's own refusal, of any type
@@ -162,20 +154,28 @@ class PromptExpander:
                 ) from error
 
     def _load(self) -> tuple[Any, Any]:
+        from safetensors import SafetensorError
+
         try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
+            from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
         except ImportError as error:
             raise ExpansionError("prompt expansion needs transformers; install worldline[text]") from error
         local = dict(local_files_only=True, trust_remote_code=False)
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, **local)
-            model, report = AutoModelForCausalLM.from_pretrained(
-                self.folder, **local, dtype=self.dtype, use_safetensors=True, output_loading_info=True
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(self.folder), **local, dtype=self.dtype, use_safetensors=True, output_loading_info=True
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ExpansionError(f"{self.folder} cannot be loaded as a chat model: {error}") from error
+        model, report = loaded
         if bad := sorted(report["missing_keys"]):
             raise ExpansionError(f"{self.folder} lacks {len(bad)} weights of its model: {bad[:10]}; fetch it again")
+        ends = _ends(tokenizer, model)
+        # in place of the folder's own, which may ask for sampling, beams or penalties and would fill what ours leaves open
+        model.generation_config = GenerationConfig(
+            do_sample=False, num_beams=1, max_new_tokens=self.max_new_tokens, eos_token_id=ends, pad_token_id=ends[0]
+        )
         return tokenizer, model.to(self.device).eval()
 
 
@@ -208,8 +208,10 @@ def _weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def _ends(tokenizer: Any, model: Any) -> list[int]:
     """Every token that ends an answer: chat models list the end of a turn in their generation config."""
     said = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])}
-    return sorted(end for end in ends if end is not None)
+    ends = sorted({tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])} - {None})
+    if not ends:
+        raise ExpansionError(f"{tokenizer.name_or_path} names no end token; expected a chat model")
+    return ends
 
 
 def _read(path: Path, prompt: str) -> str | None:

@@ -175,7 +175,8 @@ class CachedTextEncoder:
             "sum": digest(*(tensor_bytes(stored[name]) for name in sorted(stored))),
         }
         try:
-            write_whole(self._path(text), save(stored, metadata=about))
+            # one field: safetensors writes several in an order of chance, and an entry's bytes should be its content's alone
+            write_whole(self._path(text), save(stored, metadata={"about": json.dumps(about, sort_keys=True)}))
         except OSError as error:
             logger.warning("could not keep the embedding of %r in %s: %s", text[:60], self.directory, error)
 
@@ -197,7 +198,8 @@ def _parse(data: bytes, text: str, fingerprint: str) -> tuple[Tensor, Tensor]:
     from safetensors.torch import load
 
     try:
-        about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        about = json.loads(header["__metadata__"]["about"])
         stored = load(data)
         checks = digest(*(tensor_bytes(stored[name]) for name in sorted(stored))) == about["sum"]
         named = (about["prompt"], about["fingerprint"]) == (text, fingerprint)

@@ -29,9 +29,9 @@ from worldline.schema import TextEmbedding, WorldlineError
 logger = logging.getLogger(__name__)
 
 WAN_NEGATIVE_PROMPT = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
-    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"
-    "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"  # noqa: RUF001
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"  # noqa: RUF001
+    "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
 )
 """What Wan 2.1 and 2.2 are guided away from: the published text, 137 characters."""
 
@@ -120,7 +120,9 @@ def open_original(path: Path) -> UMT5Weights:
     try:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a damaged or foreign file fails in as many ways as there are files
-        raise TextWeightsError(f"{path} cannot be read as weights alone: {error}; expected {ORIGINAL_WEIGHTS}") from error
+        raise TextWeightsError(
+            f"{path} cannot be read as weights alone: {error}; expected {ORIGINAL_WEIGHTS}"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise TextWeightsError(f"{path} holds {type(state).__name__}; expected a flat dict of tensors")
     if unknown := sorted(key for key in state if transformers_key(key) is None):
@@ -144,7 +146,9 @@ def open_diffusers(folder: Path) -> UMT5Weights:
         except (SafetensorError, OSError) as error:
             raise TextWeightsError(f"{file} is damaged: {error}; fetch it again") from error
         if twice := sorted(set(handle.keys()) & set(readers)):
-            raise TextWeightsError(f"{file} repeats keys of another file in {folder}: {twice[:5]}; keep one of the two sets")
+            raise TextWeightsError(
+                f"{file} repeats keys of another file in {folder}: {twice[:5]}; keep one of the two sets"
+            )
         readers |= {key: partial(handle.get_tensor, key) for key in list(handle.keys())}
     return UMT5Weights(described, readers)
 
@@ -173,7 +177,9 @@ def _find(folder: Path) -> tuple[Callable[[], UMT5Weights], Path]:
             "local folder of Wan weights, nothing is downloaded"
         )
     if not tokenizer.is_file():
-        raise TextWeightsError(f"{tokenizer} is absent; both layouts of Wan's weights come with it, fetch it beside them")
+        raise TextWeightsError(
+            f"{tokenizer} is absent; both layouts of Wan's weights come with it, fetch it beside them"
+        )
     return opener, tokenizer
 
 
@@ -268,7 +274,9 @@ class UMT5Encoder:
             ids = torch.tensor([one.ids], device=self.device)
             hidden = model(input_ids=ids).last_hidden_state[0].float()
             if not torch.isfinite(hidden).all():
-                raise WorldlineError(f"the text encoder gave non-finite values for {prompts[b][:60]!r}; check its weights")
+                raise WorldlineError(
+                    f"the text encoder gave non-finite values for {prompts[b][:60]!r}; check its weights"
+                )
             tokens[b, : len(hidden)], mask[b, : len(hidden)] = hidden.cpu(), True
         return TextEmbedding(tokens, mask, self.fingerprint)
 
@@ -292,12 +300,15 @@ class UMT5Encoder:
             if tensor.shape != expected[key]:
                 raise TextWeightsError(f"{key} is {tuple(tensor.shape)}; the config expects {tuple(expected[key])}")
             path, _, name = key.rpartition(".")
-            value = nn.Parameter(tensor.to(self.device, self.dtype), requires_grad=False)
+            # copied even where nothing changes: matrix kernels round by the alignment of memory, and a mapped file's is its own
+            value = nn.Parameter(tensor.to(self.device, self.dtype, copy=True), requires_grad=False)
             setattr(model.get_submodule(path), name, value)
         table = model.shared if "shared.weight" in weights.readers else model.encoder.embed_tokens
         model.shared.weight = model.encoder.embed_tokens.weight = table.weight
         if left := [key for key, p in (*model.named_parameters(), *model.named_buffers()) if p.is_meta]:
-            raise TextWeightsError(f"{left} have no values after loading; this version of transformers is not understood")
+            raise TextWeightsError(
+                f"{left} have no values after loading; this version of transformers is not understood"
+            )
         if self._tokenizer.get_vocab_size() > weights.config["vocab_size"]:
             raise TextWeightsError(
                 f"the tokenizer knows {self._tokenizer.get_vocab_size()} tokens, the weights {weights.config['vocab_size']}; "

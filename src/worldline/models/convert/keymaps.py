@@ -63,8 +63,8 @@ ROLE_OF_STEM: dict[str, Role] = {
     **{ours: "base" for ours, _ in TOP + BLOCK},
     **{ours: "image" for ours, _ in IMAGE},
     **{ours: "camera" for ours, _ in CAMERA},
-    **{stem: "action" for stem in ACTION},
-    **{stem: "motion" for stem in MOTION},
+    **dict.fromkeys(ACTION, "action"),
+    **dict.fromkeys(MOTION, "motion"),
 }
 
 
@@ -123,7 +123,7 @@ def _same(stems: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 _PLAIN = _same(tuple(ours for ours, _ in TOP + BLOCK + IMAGE))
 OURS = Naming("diffusers", _PLAIN + _same(("blocks.attn1.prope_o",)) + _same(MOTION))
 WAN = Naming("wan", TOP + BLOCK + IMAGE + CAMERA)
-WORLDPLAY = Naming("worldplay", _PLAIN + (("blocks.attn1.prope_o", "blocks.attn1.to_out_prope.0"),) + _same(ACTION))
+WORLDPLAY = Naming("worldplay", (*_PLAIN, ("blocks.attn1.prope_o", "blocks.attn1.to_out_prope.0"), *_same(ACTION)))
 NAMINGS = (OURS, WAN, WORLDPLAY)
 
 

@@ -30,7 +30,9 @@ class Shards:
         if strange := [n for n in names if Path(n).name != n]:
             raise CorruptFileError(f"{index.name} points outside its folder ({strange[0]}); expected plain file names")
         if lost := [n for n in names if not (index.parent / n).is_file()]:
-            raise NotACheckpointError(f"{index.name} names {len(lost)} shards that are not there ({lost[0]}); fetch them")
+            raise NotACheckpointError(
+                f"{index.name} names {len(lost)} shards that are not there ({lost[0]}); fetch them"
+            )
         files = {name: open_file(index.parent / name) for name in names}
         self.container = f"{next(iter(files.values())).container}, {len(files)} shards"
         self.metadata: Mapping[str, str] = {}

@@ -38,7 +38,9 @@ class SafetensorsFile:
         for key, entry in sorted(header.items(), key=lambda item: _begin(path, *item)):
             info, begin, stop = _entry(path, key, entry)
             if begin != end:
-                raise CorruptFileError(f"{path.name}: tensor {key} begins at byte {begin}, expected {end}; fetch it again")
+                raise CorruptFileError(
+                    f"{path.name}: tensor {key} begins at byte {begin}, expected {end}; fetch it again"
+                )
             end = stop
             group, name = split_group(key)
             self.groups.setdefault(group, {})[name] = info
@@ -46,7 +48,9 @@ class SafetensorsFile:
         have = path.stat().st_size - self._data_start
         if have != end:
             what = "is cut short" if have < end else "has bytes left over"
-            raise CorruptFileError(f"{path.name} {what}: {have:,} bytes of data, its header says {end:,}; fetch it again")
+            raise CorruptFileError(
+                f"{path.name} {what}: {have:,} bytes of data, its header says {end:,}; fetch it again"
+            )
 
     def read(self, group: str, name: str) -> Tensor:
         """One tensor, read from disk into its own memory (a mapping would keep the whole file resident)."""

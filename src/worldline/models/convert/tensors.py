@@ -53,16 +53,24 @@ class TensorInfo:
 class Source(Protocol):
     """An opened checkpoint: named sets of weights whose tensors are read one by one."""
 
-    container: str
-    groups: Mapping[str, Mapping[str, TensorInfo]]
-    """Sets of weights by name (`generator_ema`, ...; the empty name where the file holds just one)."""
-    metadata: Mapping[str, str]
-    extras: tuple[str, ...]
-    """Names of entries that hold no tensors (step counters, configs)."""
+    @property
+    def container(self) -> str:
+        """What kind of file it is."""
+
+    @property
+    def groups(self) -> Mapping[str, Mapping[str, TensorInfo]]:
+        """Sets of weights by name (`generator_ema`, ...; the empty name where the file holds just one)."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Free text entries of the header."""
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Names of entries that hold no tensors (step counters, configs)."""
 
     def read(self, group: str, name: str) -> Tensor:
         """One tensor, contiguous, in its own dtype."""
-        ...
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

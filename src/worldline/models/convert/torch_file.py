@@ -15,8 +15,11 @@ from worldline.models.convert.errors import CorruptFileError, NotACheckpointErro
 from worldline.models.convert.tensors import NAMES, TensorInfo
 
 # Configs that trainers save beside the weights. They are read as empty shells: no code of these modules is run.
-SHELLED = ("omegaconf.", "easydict.", "argparse.Namespace", "typing.", "pathlib.", "builtins.")
-NEVER_SHELLED = frozenset({"eval", "exec", "compile", "open", "getattr", "setattr", "__import__", "input", "breakpoint"})
+SHELLED_PACKAGES = ("omegaconf.", "easydict.")
+SHELLED = frozenset(
+    {f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "str", "bool", "object")}
+    | {"argparse.Namespace", "typing.Any", "pathlib.PosixPath", "pathlib.Path"}
+)
 
 
 class TorchFile:
@@ -85,7 +88,7 @@ def _load(path: Path, zipped: bool) -> Any:
 def _shells(path: Path) -> list[Any]:
     """A shell class for every config class that the pickle names. Raises UnsafePickleError for any other name."""
     names = get_unsafe_globals_in_checkpoint(str(path))
-    unsafe = [n for n in names if not n.startswith(SHELLED) or n.rpartition(".")[2] in NEVER_SHELLED]
+    unsafe = [n for n in names if n not in SHELLED and not n.startswith(SHELLED_PACKAGES)]
     if unsafe:
         raise _unsafe(path, ", ".join(sorted(unsafe)[:3]))
     return [(_shell_class(name), name) for name in names]

@@ -1,0 +1,232 @@
+"""Converting a checkpoint: renamed tensor by tensor into a new folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from worldline.models.convert import keymaps
+from worldline.models.convert.detect import CONFIG_KEY, Recognised, Which, recognise
+from worldline.models.convert.errors import InDoubtError, KeysError, OutputError
+from worldline.models.convert.keymaps import OURS, WAN, Naming, Role
+from worldline.models.convert.report import CheckpointReport
+from worldline.models.convert.safetensors_file import write_safetensors
+from worldline.models.convert.tensors import NAMES, TensorInfo
+from worldline.models.wan import WanConfig
+
+To = Literal["worldline", "diffusers", "wan"]
+Progress = Callable[[int, int], None]
+DTYPE_OPTIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of folder: its naming, its weights file, what it can hold beyond the base, and how it writes its config."""
+
+    naming: Naming
+    weights: str
+    holds: frozenset[Role]
+    config: Callable[[WanConfig, Collection[str]], dict[str, Any]]
+    fused: bool = False
+
+
+def _ours(cfg: WanConfig, names: Collection[str]) -> dict[str, Any]:
+    return {"kind": "wan", "config": dataclasses.asdict(cfg)}
+
+
+def _diffusers(cfg: WanConfig, names: Collection[str]) -> dict[str, Any]:
+    image = any(keymaps.role(name) == "image" for name in names)
+    return {
+        "_class_name": "WanTransformer3DModel",
+        "patch_size": list(cfg.patch_size),
+        "num_attention_heads": cfg.num_heads,
+        "attention_head_dim": cfg.head_dim,
+        "in_channels": cfg.in_channels,
+        "out_channels": cfg.out_channels,
+        "text_dim": cfg.text_dim,
+        "freq_dim": cfg.freq_dim,
+        "ffn_dim": cfg.ffn_dim,
+        "num_layers": cfg.num_layers,
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "eps": cfg.eps,
+        "image_dim": 1280 if image else None,
+        "added_kv_proj_dim": cfg.dim if image else None,
+        "rope_max_seq_len": 1024,
+    }
+
+
+def _wan(cfg: WanConfig, names: Collection[str]) -> dict[str, Any]:
+    image = any(keymaps.role(name) == "image" for name in names)
+    return {
+        "_class_name": "WanModel",
+        "model_type": "i2v" if image else "ti2v" if cfg.in_channels == 48 else "t2v",
+        "patch_size": list(cfg.patch_size),
+        "dim": cfg.dim,
+        "ffn_dim": cfg.ffn_dim,
+        "freq_dim": cfg.freq_dim,
+        "in_dim": cfg.in_channels,
+        "out_dim": cfg.out_channels,
+        "num_heads": cfg.num_heads,
+        "num_layers": cfg.num_layers,
+        "text_dim": cfg.text_dim,
+        "text_len": cfg.text_len,
+        "eps": cfg.eps,
+    }
+
+
+TARGETS: dict[str, Target] = {
+    "worldline": Target(OURS, "model.safetensors", frozenset({"base", "camera", "motion"}), _ours, fused=True),
+    "diffusers": Target(OURS, "diffusion_pytorch_model.safetensors", frozenset({"base", "image"}), _diffusers),
+    "wan": Target(WAN, "diffusion_pytorch_model.safetensors", frozenset({"base", "image", "camera"}), _wan),
+}
+LEAVABLE: frozenset[str] = frozenset({"camera", "action", "motion"})
+
+
+def convert(
+    path: str | Path,
+    out_dir: str | Path,
+    *,
+    to: To = "worldline",
+    which: Which = "ema",
+    leave_out: Collection[str] = (),
+    dtype: str | None = None,
+    num_heads: int | None = None,
+    licence: str | None = None,
+    origin: str | None = None,
+    progress: Progress | None = None,
+) -> CheckpointReport:
+    """Convert a checkpoint into a new folder and say what it was.
+
+    to: `worldline` (config.json, model.safetensors; what load_model reads), `diffusers` (what from_pretrained reads) or
+    `wan` (original names; minWM's for the camera branch). which: EMA weights where there are any, or the raw ones.
+    leave_out: of `camera`, `action`, `motion`, what may be dropped because the target has no place for it; nothing is
+    ever dropped unasked. dtype: of DTYPE_OPTIONS; default as in the file. num_heads, licence, origin: what the file
+    cannot say. progress: called with bytes done and in all.
+
+    Peak memory is about one tensor for safetensors; a torch file is mapped, so at most its chosen weights.
+    Raises what `inspect` raises, KeysError for unexplained, missing or unplaceable tensors, InDoubtError, OutputError.
+    """
+    if to not in TARGETS:
+        raise InDoubtError(f"target {to!r}; expected one of {', '.join(TARGETS)}")
+    if strange := set(leave_out) - LEAVABLE:
+        raise InDoubtError(f"cannot leave out {sorted(strange)}; expected some of {', '.join(sorted(LEAVABLE))}")
+    if dtype is not None and dtype not in DTYPE_OPTIONS:
+        raise InDoubtError(f"dtype {dtype!r}; expected one of {', '.join(DTYPE_OPTIONS)}")
+    found, target = recognise(path, which=which, num_heads=num_heads), TARGETS[to]
+    kept, config = _kept(found, to, frozenset(leave_out))
+    tensors, own = {}, {}
+    for ours in kept:
+        theirs = target.naming.theirs(ours)
+        assert theirs is not None, ours  # _kept leaves only roles that the target's naming holds
+        info = found.info(ours)
+        tensors[theirs], own[theirs] = _stored(info, dtype, ours), ours
+
+    def read(theirs: str) -> torch.Tensor:
+        tensor = found.read(own[theirs])
+        return tensor.to(DTYPE_OPTIONS[dtype]) if dtype is not None and tensor.is_floating_point() else tensor
+
+    card = {
+        "licence": licence or found.report.licence,
+        "origin": origin or found.report.file,
+        "converted": {
+            "layout": found.report.layout,
+            "weights": found.report.chosen or "the only set",
+            "tensors": len(tensors),
+            "left_out": sorted(leave_out),
+            "dtype": dtype or "as in the file",
+        },
+        "variant": found.report.variant,
+    }
+    metadata = {"format": "pt", CONFIG_KEY: json.dumps(dataclasses.asdict(config))}
+    total, done = sum(info.nbytes for info in tensors.values()), 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(done, total)
+
+    def fill(folder: Path) -> None:
+        write_safetensors(folder / target.weights, tensors, read, metadata, advance)
+        (folder / "config.json").write_text(json.dumps(target.config(config, kept), indent=2) + "\n")
+        (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+
+    _appear_whole(Path(out_dir), total, fill)
+    return found.report
+
+
+def _kept(found: Recognised, to: To, leave_out: frozenset[str]) -> tuple[list[str], WanConfig]:
+    """Our names of the tensors to write, in the model's order, and the config that goes with them."""
+    report, target = found.report, TARGETS[to]
+    if report.faults:
+        raise KeysError(
+            f"{report.file} is not quite {report.layout}: {report.faults}; nothing was written. `worldline "
+            "inspect-checkpoint` lists them all"
+        )
+    if not report.heads_known:
+        raise InDoubtError(
+            f"{report.file}: the number of attention heads is not in the weights (width {report.config.dim}) and no "
+            "config.json beside them says it; give --heads (num_heads)"
+        )
+    kept, homeless = [], set()
+    for ours in found.names:
+        role = keymaps.role(ours)
+        if role in leave_out:
+            continue
+        if role in target.holds:
+            kept.append(ours)
+        else:
+            homeless.add(str(role))
+    config = report.config
+    if "camera" in leave_out:
+        config = dataclasses.replace(config, camera="none")
+    elif config.camera == "fused" and not target.fused:
+        homeless.add("camera")
+    if homeless:
+        able = sorted(homeless & LEAVABLE)
+        mend = f"; to go on without, say --leave-out {' --leave-out '.join(able)}" if set(able) == homeless else ""
+        raise KeysError(
+            f"{report.file}: its {', '.join(sorted(homeless))} part has no place in a {to} model{mend}; "
+            "the rest would not act as the whole did"
+        )
+    if "motion" in leave_out:
+        config = dataclasses.replace(config, motion=False)
+    return kept, config
+
+
+def _stored(info: TensorInfo, dtype: str | None, ours: str) -> TensorInfo:
+    if not info.itemsize:
+        raise KeysError(f"tensor {ours} has dtype {info.dtype}; expected one of {', '.join(sorted(NAMES.values()))}")
+    floating = info.dtype.startswith(("F", "BF"))
+    return TensorInfo(NAMES[DTYPE_OPTIONS[dtype]], info.shape) if dtype is not None and floating else info
+
+
+def _appear_whole(out: Path, nbytes: int, fill: Callable[[Path], None]) -> None:
+    """Fill a folder under another name beside `out`, then rename it; on any failure nothing is left."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out} exists already; choose a new folder or remove it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free
+        if free < nbytes:
+            raise OutputError(f"{out.parent} has {free / 1e9:.1f} GB free, the model needs {nbytes / 1e9:.1f} GB")
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"cannot write to {out.parent}: {error.strerror}") from error
+    try:
+        partial.chmod(0o755)
+        fill(partial)
+        os.replace(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -136,11 +136,12 @@ class CachedTextEncoder:
             raw = dict(zip(cleaned, prompts, strict=True))
             made = self._encode([raw[text] for text in missing])
             for i, text in enumerate(missing):
-                found[text] = (made.tokens[i].detach().cpu().float(), made.mask[i].cpu())
-                self._write(text, *found[text])
+                tokens, mask = made.tokens[i].detach().cpu().float(), made.mask[i].cpu()
+                found[text] = (tokens, mask)
+                self._write(text, tokens, mask)
         entries = [entry for text in cleaned if (entry := found[text]) is not None]
-        tokens = torch.stack([tokens.masked_fill(~mask[:, None], 0) for tokens, mask in entries])
-        return TextEmbedding(tokens, torch.stack([mask for _, mask in entries]), self.fingerprint)
+        shown = [tokens.masked_fill(~mask[:, None], 0) for tokens, mask in entries]
+        return TextEmbedding(torch.stack(shown), torch.stack([mask for _, mask in entries]), self.fingerprint)
 
     def path(self, prompt: str) -> Path:
         """Where the entry of a prompt lies."""

@@ -242,6 +242,7 @@ def test_built_without_memory_and_filled_with_weights_it_is_the_same(codec):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_steady_decoding_compiles_to_one_graph():
     """The first chunk has its own graph, all others share one, and none breaks."""
     cfg = WanVAEConfig((0.0,), (1.0,), 4, 4, multipliers=(1, 1), halve_time=(True,), blocks=1, residual=True)
@@ -275,10 +276,10 @@ def test_errors_name_the_value_and_the_mend(codec):
     _, encoding = codec.encode_stream(torch.zeros(1, 1, 3, s, s), None)
     with pytest.raises(ShapeError, match="3 frames go on a stream; expected a multiple of 4"):
         codec.encode_stream(torch.zeros(1, 3, 3, s, s), encoding)
-    with pytest.raises(ShapeError, match="memories for the .* of this decoder"):
+    with pytest.raises(ShapeError, match=r"memories for the .* of this decoder"):
         codec.decode_stream(torch.zeros(1, 1, 4, 1, 1), encoding)
     _, decoding = codec.decode_stream(torch.zeros(1, 1, 4, 1, 1), None)
-    with pytest.raises(ShapeError, match="1 x 1 x 1.*cannot go on with 2 x 1 x 1.*state None"):
+    with pytest.raises(ShapeError, match=r"1 x 1 x 1.*cannot go on with 2 x 1 x 1.*state None"):
         codec.decode_stream(torch.zeros(2, 1, 4, 1, 1), decoding)
 
 

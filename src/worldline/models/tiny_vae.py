@@ -155,6 +155,10 @@ class TinyVAE(nn.Module):
         """Channels of a latent frame."""
         return self.config.latent_channels
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
     def encode(self, video: Tensor) -> Tensor:
         """video [B, F, 3, h, w] in [-1, 1] -> latents [B, T, C, H, W], whole clips only.
 
@@ -174,7 +178,7 @@ class TinyVAE(nn.Module):
         self.grid.latent_frames(video.shape[1])
         x = F.pixel_unshuffle((video + 1) / 2, self.config.patch)
         x = torch.cat([x, x[:, -1:].expand(-1, 3, -1, -1, -1)], dim=1)
-        return run(self.encoder, x.to(self.decoder[1].weight.dtype), None)[0].to(video.dtype)
+        return run(self.encoder, x.to(self._dtype), None)[0].to(video.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, T, C, H, W] -> video [B, F, 3, h, w] in [-1, 1], all frames at once. Raises ShapeError."""
@@ -189,7 +193,7 @@ class TinyVAE(nn.Module):
             )
         if state is not None:
             self._check_state(state, latents)
-        x, memory = run(self.decoder, latents.to(self.decoder[1].weight.dtype), state)
+        x, memory = run(self.decoder, latents.to(self._dtype), state)
         if state is None:
             x = x[:, self.grid.stride - 1 :]  # latent 0 stands for one frame
         video = F.pixel_shuffle(x, self.config.patch).clamp(0, 1) * 2 - 1

@@ -7,6 +7,8 @@ and rewind. Legend: B batch, T latent frames, F pixel frames, C channels, H W la
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -36,7 +38,7 @@ class Encoder(nn.Module):
         widths = [cfg.encoder_width * m for m in (1, *cfg.multipliers)]
         self.conv_in = CausalConv3d(3 * cfg.patch**2, widths[0])
         self.down_blocks = nn.ModuleList()
-        for i, (width, out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (width, out) in enumerate(pairwise(widths)):
             halve = i < len(cfg.halve_time)
             time = halve and cfg.halve_time[i]
             if cfg.residual:

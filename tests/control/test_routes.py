@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from worldline.control.actions import controls_of_keys
 from worldline.control.camera import CameraIntegrator
 from worldline.control.routes import Route, Walk, read_route
 from worldline.control.trajectories import TrajectoryError, parse
@@ -78,8 +79,6 @@ def test_every_way_to_write_a_key_log_says_the_same(walk, tmp_path):
         assert route.keys == tuple(tuple(r) for r in rows)
         live = walk.walker.fork()
         for c2w, row in zip(route.c2w[1:], rows, strict=True):
-            from worldline.control.actions import controls_of_keys
-
             np.testing.assert_array_equal(c2w, live.extend(controls_of_keys([row], 2.0)).c2w[0])
     np.testing.assert_array_equal(walk.walker.pose, np.eye(4))  # reading moves nobody
 

@@ -19,9 +19,9 @@ from worldline.schema import Controls
 segments = st.builds(
     lambda signs, n: Segment(actions.keys_of_signs(signs), n),
     st.sampled_from(list(product((-1, 0, 1), repeat=5))),
-    st.integers(1, 40),
+    st.integers(1, 6),
 )
-walks = st.builds(lambda parts: Trajectory(tuple(parts)), st.lists(segments, min_size=1, max_size=8))
+walks = st.builds(lambda parts: Trajectory(tuple(parts)), st.lists(segments, min_size=1, max_size=5))
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ def test_controls_turn_as_the_poses_do():
     ("text", "message"),
     [
         ("w*8,q*4", r"'w\*8,q\*4': 'q' at character 5 is no key; expected some of a d i j k l s u w dn"),
-        ("w*8, letf*4", "at character 6 is no key; did you mean left"),
+        ("w*8, letf*4", "'etf' at character 7 is no key; did you mean left"),
         ("W*3", "'W' at character 1 is no key; did you mean w"),
         ("w*x", "'x' at character 3 is no whole number"),
         ("w*2.5", "'2.5' at character 3 is no whole number"),
         ("w*-3", "'-3' at character 3 is no whole number"),
-        ("w*", "'' at character 3 is no whole number"),
+        ("w*", "nothing at character 3 is no whole number"),
         ("w*²", "is no whole number"),
         ("w", "'w' at character 1 has no number of latent frames; write w"),
         ("w*1,,d*2", "nothing at character 5 expected a segment"),
@@ -137,7 +137,7 @@ def test_controls_turn_as_the_poses_do():
         ("w*0", "is refused: 0 latent frames; expected 1 to"),
         ("w*100000", "at most"),
         ("w+*4", r"'\+' at character 2 is no key"),
-        ("w d*4", "' d' at character 2 is no key"),
+        ("w d*4", "' d' at character 2 is no key; expected"),
     ],
 )
 def test_errors_name_the_token_its_place_and_the_mend(text, message):
@@ -146,12 +146,14 @@ def test_errors_name_the_token_its_place_and_the_mend(text, message):
     assert "\n" not in str(caught.value)
 
 
-@given(st.text(max_size=20))
+@given(st.text(alphabet="wasdlji_+*-, 019nup", max_size=12))
 def test_any_text_is_read_or_refused(text):
+    message = ""
     try:
-        assert parse(text).latents > 1
+        assert parse(parse(text).format()) == parse(text)
     except TrajectoryError as error:
-        assert len(str(error)) < 400
+        message = str(error)
+    assert len(message) < 400
 
 
 @pytest.mark.parametrize(
@@ -164,5 +166,5 @@ def test_any_text_is_read_or_refused(text):
     ],
 )
 def test_a_mouse_is_no_string(controls):
-    with pytest.raises(TrajectoryError, match="control row 0 .* is no held keys at 3.0 degrees"):
+    with pytest.raises(TrajectoryError, match=r"control row 0 .* is no held keys at 3\.0 degrees"):
         of_controls(controls, 4)

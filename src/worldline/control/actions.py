@@ -68,7 +68,9 @@ def signs_of_keys(keys: Iterable[str]) -> Signs:
 
 def keys_of_signs(signs: Sequence[int]) -> tuple[str, ...]:
     """The keys that ask for an action, in the order of the table."""
-    return tuple(name for name, motion in MOTIONS.items() if all(m in (0, s) for m, s in zip(motion, signs, strict=True)))
+    return tuple(
+        name for name, motion in MOTIONS.items() if all(m in (0, s) for m, s in zip(motion, signs, strict=True))
+    )
 
 
 def controls_of_keys(rows: Sequence[Iterable[str]], turn: float) -> Controls:

@@ -77,18 +77,21 @@ class Route:
     def fitted(self, frames: int, length: Length = "error") -> Route:
         """The route of `frames` pixel frames. pad-last: a shorter one stays at its last pose; truncate: a longer one is
         cut; fit: either; error, and whatever the rule does not cover: TrajectoryError."""
-        F = len(self)
+        have = len(self)
         if length not in LENGTHS:
             raise TrajectoryError(f"length {length!r}; expected one of {', '.join(LENGTHS)}")
         if frames < 1:
             raise TrajectoryError(f"{frames} pixel frames; expected at least 1")
-        if F < frames and length not in ("pad-last", "fit"):
-            raise TrajectoryError(f"the trajectory has {F} pixel frames, {frames} are asked for; make it longer, ask for "
-                                  f"{F}, or let it stay at its last pose (pad-last)")  # fmt: skip
-        if F > frames and length not in ("truncate", "fit"):
-            raise TrajectoryError(f"the trajectory has {F} pixel frames, {frames} are asked for; make it shorter, ask for "
-                                  f"{F}, or have it cut (truncate)")  # fmt: skip
-        short = max(frames - F, 0)
+        mend = None
+        if have < frames and length not in ("pad-last", "fit"):
+            mend = "make it longer, or let it stay at its last pose (pad-last)"
+        elif have > frames and length not in ("truncate", "fit"):
+            mend = "make it shorter, or have it cut (truncate)"
+        if mend:
+            raise TrajectoryError(
+                f"the trajectory has {have} pixel frames, {frames} are asked for: ask for {have}, {mend}"
+            )
+        short = max(frames - have, 0)
         c2w = np.concatenate([self.c2w[:frames], np.repeat(self.c2w[-1:], short, axis=0)])
         return Route(c2w, self.keys[: frames - 1] + ((),) * short, self.text)
 
@@ -152,7 +155,9 @@ def _of_matrices(source: str, data: Any, walk: Walk) -> Route:
         frames = [str(i) for i in range(len(data))]
         if set(frames) != set(data):
             wrong = min(set(data) - set(frames), default="none")
-            raise TrajectoryError(f"{source}: frame {wrong!r} of {len(data)}; expected frames 0 to {len(data) - 1}, all")
+            raise TrajectoryError(
+                f"{source}: frame {wrong!r} of {len(data)}; expected frames 0 to {len(data) - 1}, all"
+            )
         data = [data[i] for i in frames]
     if not isinstance(data, list) or len(data) < 2:
         raise TrajectoryError(f"{source}: expected rows of keys, or a list of at least two c2w 4x4 matrices")

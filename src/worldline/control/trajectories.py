@@ -21,7 +21,12 @@ from worldline.schema import Controls, WorldlineError
 # minWM's step of one latent frame: model units and degrees.
 MOVE, TURN = 0.08, 3.0
 STILL = "_"
-SPELLINGS = {"l": "right", "j": "left", "i": "up", "k": "down"}  # minWM's letters of keys that are called otherwise here
+SPELLINGS = {
+    "l": "right",
+    "j": "left",
+    "i": "up",
+    "k": "down",
+}  # minWM's letters of keys that are called otherwise here
 MAX_LATENTS = 100_000  # seven hours at 16 frames a second: beyond it is a slip of the keyboard
 
 _LETTERS = {name: letter for letter, name in SPELLINGS.items()}
@@ -61,7 +66,9 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         if not self.segments or self.latents > MAX_LATENTS:
-            raise TrajectoryError(f"{len(self.segments)} segments; expected at least one, {MAX_LATENTS} latents at most")
+            raise TrajectoryError(
+                f"{len(self.segments)} segments; expected at least one, {MAX_LATENTS} latents at most"
+            )
 
     @property
     def latents(self) -> int:
@@ -130,7 +137,12 @@ def _segment(text: str, part: str, at: int) -> Segment:
         raise _error(text, repr(part), at, f"has no number of latent frames; write {part}*1")
     count, where = found["count"], at + found.start("count")
     if not (count.isascii() and count.isdigit()):
-        raise _error(text, repr(count), where, "is no whole number of latent frames; write one such as w*8")
+        raise _error(
+            text,
+            repr(count) if count else "nothing",
+            where,
+            "is no whole number of latent frames; write one such as w*8",
+        )
     keys = _keys(text, found["keys"], at)
     try:
         return Segment(keys, int(count))
@@ -149,10 +161,10 @@ def _keys(text: str, word: str, at: int) -> tuple[str, ...]:
         found = _TOKEN.match(word, i)
         if found is None:
             valid = [*actions.MOTIONS, *SPELLINGS]
-            near = difflib.get_close_matches(word, valid, 1) or difflib.get_close_matches(word.lower(), valid, 1, 0.5)
+            near = difflib.get_close_matches(word.lower(), valid, 1)
             hint = f"did you mean {near[0]}? " if near else ""
             keys = " ".join(sorted(valid, key=lambda k: (len(k), k)))
-            raise _error(text, repr(word[i]), at + i, f"is no key; {hint}expected some of {keys}, or {STILL} for none")
+            raise _error(text, repr(word[i:]), at + i, f"is no key; {hint}expected some of {keys}, or {STILL} for none")
         names.append(SPELLINGS.get(found[0], found[0]))
         i = found.end()
         if i < len(word) - 1 and word[i] == "+":

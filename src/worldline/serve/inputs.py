@@ -43,7 +43,9 @@ class InputState:
         self._mouse = float(np.clip((asked - yaw) * frames, -most, most))
         names = tuple(n for n in NAMES if n in keys)
         bits = sum(1 << i for i, n in enumerate(NAMES) if n in keys)
-        controls = Controls(np.tile((right, up, forward), (frames, 1)), np.tile((yaw, 0.0, 0.0), (frames, 1)), (names,) * frames)
+        controls = Controls(
+            np.tile((right, up, forward), (frames, 1)), np.tile((yaw, 0.0, 0.0), (frames, 1)), (names,) * frames
+        )
         return controls, bits, self.seq
 
     def clear(self) -> None:

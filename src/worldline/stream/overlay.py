@@ -23,9 +23,7 @@ IDLE_INK, HELD_INK = (255, 255, 255, 170), (20, 22, 28, 255)
 CAPS_HIGH = 8.5  # caps in a frame's height
 
 
-def draw_keys(
-    frames: Iterable[np.ndarray], keys: Sequence[Sequence[str]], scale: int = 4
-) -> Iterator[np.ndarray]:
+def draw_keys(frames: Iterable[np.ndarray], keys: Sequence[Sequence[str]], scale: int = 4) -> Iterator[np.ndarray]:
     """frames: uint8 [H, W, 3], one for each row of `keys` (what is held while it came about) -> the frames enlarged
     `scale` times, uint8 [scale H, scale W, 3], with the caps of the keys on them.
 

@@ -75,4 +75,5 @@ class Source(Protocol):
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, without a copy."""
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    data: memoryview = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+    return data

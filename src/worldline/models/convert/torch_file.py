@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import pickle
+import pickletools
+import struct
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from worldline.models.convert.errors import CorruptFileError, NotACheckpointError, UnsafePickleError
+from worldline.models.convert.errors import CorruptFileError, NotACheckpointError, UnsafePickleError, some
 from worldline.models.convert.tensors import NAMES, TensorInfo
 
 # Configs that trainers save beside the weights. They are read as empty shells: no code of these modules is run.
@@ -20,6 +26,8 @@ SHELLED = frozenset(
     {f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "str", "bool", "object")}
     | {"argparse.Namespace", "typing.Any", "pathlib.PosixPath", "pathlib.Path"}
 )
+
+HARMLESS = ("torch.", "collections.", "_codecs.")  # what plain tensors themselves need
 
 
 class TorchFile:
@@ -70,27 +78,26 @@ def _tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
 
 def _load(path: Path, zipped: bool) -> Any:
     try:
-        shells = _shells(path) if zipped else []
-        with safe_globals(shells):
+        with warnings.catch_warnings(), safe_globals(_shells(path) if zipped else []):
+            warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read is an error below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        if "global" in str(error).lower() or "class" in str(error).lower():
-            raise _unsafe(path, _named(str(error))) from error
-        raise CorruptFileError(f"{path.name} is a broken pickle ({_first_line(error)}); fetch it again") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
-        if isinstance(error, UnsafePickleError):
-            raise
+        if names := [n for n in named_globals(path) if not n.startswith(HARMLESS)]:
+            raise _unsafe(path, names) from error
         raise CorruptFileError(
-            f"{path.name} is no whole torch file ({_first_line(error)}); fetch it again or check what it is"
+            f"{path.name} cannot be read as plain tensors ({_gist(error)}); fetch it again"
         ) from error
+    except UnsafePickleError:
+        raise
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError, struct.error) as error:
+        raise CorruptFileError(f"{path.name} is no whole torch file ({_gist(error)}); fetch it again") from error
 
 
 def _shells(path: Path) -> list[Any]:
     """A shell class for every config class that the pickle names. Raises UnsafePickleError for any other name."""
     names = get_unsafe_globals_in_checkpoint(str(path))
-    unsafe = [n for n in names if n not in SHELLED and not n.startswith(SHELLED_PACKAGES)]
-    if unsafe:
-        raise _unsafe(path, ", ".join(sorted(unsafe)[:3]))
+    if unsafe := [n for n in names if n not in SHELLED and not n.startswith(SHELLED_PACKAGES)]:
+        raise _unsafe(path, unsafe)
     return [(_shell_class(name), name) for name in names]
 
 
@@ -107,20 +114,35 @@ def _shell_class(name: str) -> type:
     return type(name.rpartition(".")[2], (), body)
 
 
-def _unsafe(path: Path, names: str) -> UnsafePickleError:
+def named_globals(path: Path) -> list[str]:
+    """Every `module.name` that the pickles of a file mention, found by reading their opcodes, not by obeying them."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            data = b"".join(archive.read(n) for n in archive.namelist() if n.endswith("data.pkl"))
+    else:
+        data = path.read_bytes()
+    stream, names, texts = io.BytesIO(data), [], [""]
+    with contextlib.suppress(ValueError, IndexError, UnicodeDecodeError):  # the raw tensors after the last pickle
+        while stream.tell() < len(data):
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name == "GLOBAL":
+                    names.append(str(argument).replace(" ", "."))
+                elif opcode.name == "STACK_GLOBAL":
+                    names.append(".".join(texts[-2:]))
+                elif isinstance(argument, str):
+                    texts.append(argument)
+    return list(dict.fromkeys(names))
+
+
+def _unsafe(path: Path, names: list[str]) -> UnsafePickleError:
     return UnsafePickleError(
-        f"{path.name} wants to call {names} while it is read; nothing was run. Expected tensors only: use a safetensors "
-        "version of it, or, if you trust its origin, save its state_dict() anew"
+        f"{path.name} wants to call {some(names, 3)} while it is read; nothing was run. Expected tensors only: use a "
+        "safetensors version of it, or, if you trust its origin, save its state_dict() anew"
     )
 
 
-def _named(message: str) -> str:
-    """The name that torch complains of."""
-    for word in message.replace("`", " ").split():
-        if "." in word.strip(".") and not word.startswith(("http", "torch.serialization", "torch.load")):
-            return word.strip(".,")
-    return "code of its own"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+def _gist(error: BaseException) -> str:
+    """The telling line of torch's long messages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    boilerplate = ("Weights only load failed", "Please file an issue", "Check the documentation", "(1)", "(2)")
+    return next((line for line in lines if not line.startswith(boilerplate)), type(error).__name__)[:160]

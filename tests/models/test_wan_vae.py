@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from worldline.models.wan_vae import WAN_VAE_VARIANTS, WanVAE, WanVAEConfig
 from worldline.schema import ShapeError, WorldlineError
@@ -223,6 +224,27 @@ def test_full_size_has_the_published_parameters(name):
     assert sum(p.numel() for p in codec.parameters()) == every
     assert (codec.spatial, codec.latent_channels, codec.grid.stride) == (spatial, channels, 4)
     assert digest(codec) == keys
+
+
+# Of one 480 x 832 stream: TFLOP to decode the first latent and any later one, MiB of bf16 state to decode and to encode.
+COSTS = {"wan2.1": (1.70, 13.55, 1801, 1069), "wan2.2": (3.79, 29.39, 1359, 448)}
+
+
+@pytest.mark.parametrize("name", WAN_VAE_VARIANTS)
+@torch.no_grad()
+def test_full_size_costs_of_a_stream(name):
+    with torch.device("meta"):
+        codec = WanVAE(WAN_VAE_VARIANTS[name])
+        latent = torch.empty(1, 1, codec.latent_channels, 480 // codec.spatial, 832 // codec.spatial)
+        _, encoding = codec.encode_stream(torch.empty(1, 1, 3, 480, 832), None)
+        decoding, flops = None, []
+        for frames in (1, 4):
+            with FlopCounterMode(display=False) as counter:
+                video, decoding = codec.decode_stream(latent, decoding)
+            flops.append(round(counter.get_total_flops() / 1e12, 2))
+            assert video.shape == (1, frames, 3, 480, 832)
+    sizes = [round(sum(memory.numel() for memory in state) * 2 / 2**20) for state in (decoding, encoding)]
+    assert (*flops, *sizes) == COSTS[name]
 
 
 def test_full_size_reads_the_published_config():

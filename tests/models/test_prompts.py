@@ -10,6 +10,7 @@ import torch
 from tests.conftest import randomise
 
 from worldline.models.prompts import INSTRUCTION, ExpansionError, PromptExpander, tidy
+from worldline.schema import WorldlineError
 
 
 @pytest.fixture(scope="module")
@@ -194,12 +195,29 @@ def test_an_answer_of_nothing_is_an_error_and_is_not_kept(chat_folder, tmp_path,
 
 
 def test_tidy():
-    assert tidy('"A hall of brick.\nIt is dim. And th"', 100) == "A hall of brick. It is dim."
+    assert tidy('"A hall of brick.\nIt is dim. And red"', 100) == "A hall of brick. It is dim. And red"
+    assert tidy("A hall of brick. It is dim. And th", 100, ended=False) == "A hall of brick. It is dim."
     assert tidy("<think>what now. yes.</think>\n A hall", 100) == "A hall"
-    assert tidy("<think>never ends. so", 100) == ""
+    assert tidy("<think>never ends. so", 100, ended=False) == ""
     assert tidy("one two three four", 3) == "one two three"
     assert tidy("One two. Three four five.", 4) == "One two."
-    assert tidy("一座长廊。红砖。还有", 5) == "一座长廊。红砖。"
+    assert tidy("A wall of 3.5 metres and a", 5) == "A wall of 3.5 metres"
+    assert tidy('A sign says "Stop." and then more', 5) == 'A sign says "Stop."'
+    assert tidy("\u4e00\u5ea7\u3002\u7ea2", 5, ended=False) == "\u4e00\u5ea7\u3002"
+
+
+def test_offload_lets_the_model_go_and_reads_it_again(chat_folder):
+    model = expander(chat_folder, offload_after_use=True)
+    first = model.expand(["a red hall"])
+    assert model._loaded is None
+    assert model.expand(["a red hall"]) == first
+
+
+def test_prompts_are_a_list_of_strings(chat_folder):
+    for wrong in ("a red hall", [], [None]):
+        with pytest.raises(WorldlineError, match="expected a list"):
+            expander(chat_folder).expand(wrong)
+    assert expander(chat_folder).expand(["hall \ud800"])[0]
 
 
 def test_entries_can_be_read_by_eye(chat_folder, tmp_path):

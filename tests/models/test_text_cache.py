@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import logging
 import os
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
 
-from worldline.models import text_cache
+from worldline.models import prompts, text_cache, umt5
 from worldline.models.text import HashTextEncoder
 from worldline.models.text_cache import CachedTextEncoder, digest, sample_digest
 from worldline.schema import TextEmbedding, WorldlineError
@@ -135,14 +135,12 @@ def test_an_interrupted_write_leaves_no_entry(tmp_path, monkeypatch):
 
 def test_a_process_killed_in_the_middle_of_a_write_leaves_no_entry(tmp_path):
     """Killed between bytes: what it leaves is never read as an entry."""
-    code = (
-        "import os, sys\n"
-        "from worldline.models import text_cache\n"
-        "text_cache.os.fsync = lambda _: os._exit(9)\n"
-        "from worldline.models.text import HashTextEncoder\n"
-        "text_cache.CachedTextEncoder.of(HashTextEncoder(8, 6), sys.argv[1]).encode(['a'])\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
+    child = os.fork()
+    if child == 0:
+        text_cache.os.fsync = lambda _: os._exit(9)
+        CachedTextEncoder.of(HashTextEncoder(8, 6), tmp_path).encode(["a"])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert [path.suffix for path in files(tmp_path)] == [".tmp"]
     encoder = Counted()
     CachedTextEncoder.of(encoder, tmp_path).encode(["a"])
@@ -205,9 +203,23 @@ def test_a_folder_that_cannot_be_written_still_answers(tmp_path, monkeypatch, ca
         CachedTextEncoder.of(HashTextEncoder(8, 6), tmp_path / "file" / "inside")
 
 
-def test_no_prompts_is_an_error(tmp_path):
-    with pytest.raises(WorldlineError, match="no prompts"):
-        hits_only(tmp_path).encode([])
+def test_prompts_are_a_list_of_strings(tmp_path):
+    for wrong in ([], "a door", [None]):
+        with pytest.raises(WorldlineError, match="expected a list"):
+            hits_only(tmp_path).encode(wrong)
+    odd = CachedTextEncoder.of(HashTextEncoder(8, 6), tmp_path).encode(["door \ud800"])
+    assert torch.equal(hits_only(tmp_path).encode(["door \ud800"]).tokens, odd.tokens)
+
+
+def test_nothing_non_finite_is_kept(tmp_path):
+    class Broken(HashTextEncoder):
+        def encode(self, prompts):
+            embedding = super().encode(prompts)
+            return TextEmbedding(embedding.tokens / 0, embedding.mask, self.fingerprint)
+
+    with pytest.raises(WorldlineError, match="non-finite"):
+        CachedTextEncoder.of(Broken(8, 6), tmp_path).encode(["a"])
+    assert files(tmp_path) == []
 
 
 def test_digests_do_not_run_together():
@@ -225,9 +237,11 @@ def test_digests_do_not_run_together():
         assert sample_digest([("a", other), ("b", weight[:7])], torch.bfloat16) != base
 
 
-def test_importing_worldline_models_leaves_transformers_out():
-    code = (
-        "import sys, worldline, worldline.models.umt5, worldline.models.text_cache, worldline.models.prompts\n"
-        "sys.exit(sum(name in sys.modules for name in ('transformers', 'tokenizers', 'ftfy')))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_text_modules_import_nothing_heavy():
+    """transformers, tokenizers and ftfy belong inside the functions that use them."""
+    for module in (text_cache, prompts, umt5):
+        tree = ast.parse(inspect.getsource(module))
+        imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
+        names |= {str(node.module) for node in imports if isinstance(node, ast.ImportFrom)}
+        assert not {name.split(".")[0] for name in names} & {"transformers", "tokenizers", "ftfy", "safetensors"}

@@ -188,6 +188,20 @@ def test_published_file_in_bfloat16_stays_bfloat16(model, tmp_path):
     assert torch.equal(tokens, tokens.bfloat16().float())
 
 
+def test_the_same_weights_stored_wider_are_the_same_encoder(model, diffusers_folder, tmp_path):
+    """diffusers' copies store in float32 what Wan published in bfloat16."""
+    from safetensors.torch import save_file
+
+    state = {key: value.bfloat16() for key, value in original_state(model).items()}
+    published = UMT5Encoder(original_folder(tmp_path / "a", state), length=16)
+    shutil.copytree(diffusers_folder, tmp_path / "b")
+    wide = {str(transformers_key(key)): value.float() for key, value in state.items()}
+    save_file(wide, tmp_path / "b" / "text_encoder" / "model.safetensors")
+    copied = UMT5Encoder(tmp_path / "b", length=16)
+    assert copied.fingerprint == published.fingerprint
+    assert torch.equal(copied.encode(PROMPTS).tokens, published.encode(PROMPTS).tokens)
+
+
 def test_offload_lets_the_weights_go_and_reads_them_again(diffusers_folder):
     encoder = UMT5Encoder(diffusers_folder, length=16, dtype=torch.float32, offload_after_use=True)
     first = encoder.encode(PROMPTS)
@@ -289,6 +303,16 @@ def test_cache_on_top_loads_no_weights_when_every_prompt_hits(diffusers_folder, 
     assert again.fingerprint == later.fingerprint
 
 
+def test_feeds_the_backbone_and_padding_is_attended(diffusers_folder, tiny_wan):
+    """Cross-attention gets a key for all 16 places, those past the prompt alike and not zero (the MLP has a bias)."""
+    wan = tiny_wan(text_dim=32, text_len=16)
+    context = wan.text_context(UMT5Encoder(diffusers_folder, length=16).encode(["a door"]))
+    keys, _ = context.layers[0]
+    assert keys.shape[2] == 16
+    assert keys[:, :, 3:].abs().sum() > 0
+    assert torch.equal(keys[:, :, 3], keys[:, :, 15])
+
+
 def test_wrong_folders_and_options_are_named(diffusers_folder, tmp_path):
     with pytest.raises(TextWeightsError, match="neither text_encoder/"):
         UMT5Encoder(tmp_path)
@@ -299,8 +323,8 @@ def test_wrong_folders_and_options_are_named(diffusers_folder, tmp_path):
         UMT5Encoder(diffusers_folder, dtype=torch.float16)
     with pytest.raises(WorldlineError, match="at least 2"):
         UMT5Encoder(diffusers_folder, length=1)
-    with pytest.raises(WorldlineError, match="no prompts"):
-        UMT5Encoder(diffusers_folder).encode([])
+    with pytest.raises(WorldlineError, match="expected a list"):
+        UMT5Encoder(diffusers_folder).encode("a string")
     shutil.copytree(diffusers_folder / "tokenizer", tmp_path / "tokenizer")
     (tmp_path / "text_encoder" / "config.json").write_text('{"model_type": "t5"}')
     (tmp_path / "text_encoder" / "model.safetensors").write_bytes(b"cut")
@@ -317,7 +341,7 @@ def test_a_tokenizer_of_another_model_is_refused(diffusers_folder, tmp_path):
     shutil.copytree(diffusers_folder, tmp_path / "a")
     path = tmp_path / "a" / "tokenizer" / "tokenizer.json"
     Tokenizer(models.Unigram([("<unk>", 0.0)], unk_id=0)).save(str(path))
-    with pytest.raises(TextWeightsError, match="the end token alone"):
+    with pytest.raises(TextWeightsError, match="expected its end token"):
         UMT5Encoder(tmp_path / "a").encode(["a"])
     path.unlink()
     path.parent.rmdir()
@@ -369,6 +393,7 @@ def test_the_published_sizes_fit_transformers_model():
 def test_cleaning_and_the_negative_prompt():
     assert clean_prompt("  a&amp;lt;b \n\t c&nbsp;d  ") == "a<b c d"
     assert clean_prompt("") == ""
+    assert clean_prompt("a \ud800") == "a ?"
     assert len(WAN_NEGATIVE_PROMPT) == 137
     assert hashlib.sha256(WAN_NEGATIVE_PROMPT.encode()).hexdigest().startswith("ce96e0324e4b54ce")
     assert clean_prompt(WAN_NEGATIVE_PROMPT) == WAN_NEGATIVE_PROMPT

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldline.models.text_cache import digest, open_folder, sample_digest, write_whole
+from worldline.models.text_cache import check_prompts, digest, open_folder, sample_digest, writable, write_whole
 from worldline.schema import WorldlineError
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ INSTRUCTION = (
 """What the chat model is told; part of the cache key."""
 
 _THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
-_SENTENCE = re.compile(r".*[.!?\u3002\uff01\uff1f]", re.DOTALL)
+_SENTENCES = re.compile(r".*(?:[.!?][\"')\]\u201d\u2019]*(?=\s|\Z)|[\u3002\uff01\uff1f])")
 _NAMED = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -46,7 +46,7 @@ class PromptExpander:
 
     folder: a chat model in transformers' layout (safetensors, tokenizer with a chat template). directory: where answers
     are kept (None: nowhere). max_words bounds an answer, max_new_tokens the work for it, max_prompt the characters of a
-    prompt. The model loads at the first prompt without an answer.
+    prompt. The model loads at the first prompt without an answer; `offload_after_use` lets it go after every `expand`.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class PromptExpander:
         instruction: str = INSTRUCTION,
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str = "cpu",
+        offload_after_use: bool = False,
     ) -> None:
         if min(max_words, max_new_tokens, max_prompt) < 1:
             raise ExpansionError(
@@ -72,7 +73,7 @@ class PromptExpander:
         self.directory = None if directory is None or folder is None else open_folder(directory)
         self.max_words, self.max_new_tokens, self.max_prompt = max_words, max_new_tokens, max_prompt
         self.instruction = instruction.replace("{words}", str(max_words))
-        self.dtype, self.device = dtype, torch.device(device)
+        self.dtype, self.device, self.offload_after_use = dtype, torch.device(device), offload_after_use
         self._loaded: tuple[Any, Any] | None = None
         self._lock = threading.Lock()
 
@@ -93,14 +94,26 @@ class PromptExpander:
 
     def expand(self, prompts: list[str]) -> list[str]:
         """One longer prompt for each; the same prompt gives the same answer. Raises ExpansionError, see there."""
+        prompts = check_prompts(prompts)
         if not self.enabled:
-            return list(prompts)
+            return prompts
         for prompt in prompts:
             if len(prompt) > self.max_prompt:
                 raise ExpansionError(
                     f"a prompt of {len(prompt)} characters: {prompt[:60]!r} ...; expected at most {self.max_prompt}, shorten it"
                 )
-        return [self._expand(" ".join(prompt.split())) for prompt in prompts]
+        try:
+            return [self._expand(" ".join(writable(prompt).split())) for prompt in prompts]
+        finally:
+            if self.offload_after_use:
+                self.offload()
+
+    def offload(self) -> None:
+        """Let go of the model now; the next prompt without an answer reads it again."""
+        with self._lock:
+            self._loaded = None
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _expand(self, prompt: str) -> str:
         if not prompt:
@@ -127,7 +140,9 @@ class PromptExpander:
         asked = tokenizer(self._conversation(tokenizer, prompt), add_special_tokens=False, return_tensors="pt")
         ids = asked["input_ids"].to(self.device)
         out = model.generate(ids, attention_mask=torch.ones_like(ids))
-        answer = tidy(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True), self.max_words)
+        said = out[0, ids.shape[1] :]
+        ended = len(said) > 0 and int(said[-1]) in model.generation_config.eos_token_id
+        answer = tidy(tokenizer.decode(said, skip_special_tokens=True), self.max_words, ended=ended)
         if not answer:
             raise ExpansionError(
                 f"{self.folder} answered {prompt[:60]!r} with nothing usable in {self.max_new_tokens} tokens; raise "
@@ -166,7 +181,7 @@ class PromptExpander:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(self.folder), **local, dtype=self.dtype, use_safetensors=True, output_loading_info=True
             )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise ExpansionError(f"{self.folder} cannot be loaded as a chat model: {error}") from error
         model, report = loaded
         if bad := sorted(report["missing_keys"]):
@@ -179,14 +194,14 @@ class PromptExpander:
         return tokenizer, model.to(self.device).eval()
 
 
-def tidy(answer: str, max_words: int) -> str:
-    """A model's answer as a prompt: no thoughts, no wrapping quotes, one line, at most `max_words`, whole sentences.
+def tidy(answer: str, max_words: int, *, ended: bool = True) -> str:
+    """A model's answer as a prompt: no thoughts, no wrapping quotes, one line, at most `max_words`.
 
-    Where the cut leaves no whole sentence, the words stay as they are.
+    An answer that is cut here, or was cut by the token limit (not `ended`), stops at its last whole sentence if it has one.
     """
     words = _THOUGHT.sub(" ", answer).strip().strip("\"'“”`").split()
     text = " ".join(words[:max_words])
-    whole = _SENTENCE.match(text)
+    whole = None if ended and len(words) <= max_words else _SENTENCES.match(text)
     return whole[0] if whole else text
 
 

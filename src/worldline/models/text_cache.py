@@ -40,10 +40,22 @@ def digest(*parts: str | bytes) -> str:
     """sha256 in hex of the parts, each with its length, so that no two lists of parts run together."""
     whole = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         whole.update(len(data).to_bytes(8, "little"))
         whole.update(data)
     return whole.hexdigest()
+
+
+def check_prompts(prompts: list[str]) -> list[str]:
+    """The prompts, where they are a list of at least one string (one string alone would be read letter by letter)."""
+    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise WorldlineError(f"prompts are {str(prompts)[:60]!r}; expected a list of at least one string")
+    return list(prompts)
+
+
+def writable(text: str) -> str:
+    """The text with lone surrogates, which no file and no tokenizer takes, as question marks."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
@@ -126,22 +138,28 @@ class CachedTextEncoder:
         Prompts without an entry are encoded in one call and kept. Where the folder cannot be written, a warning is
         logged and the embedding is returned all the same.
         """
-        if not prompts:
-            raise WorldlineError("no prompts to encode; expected at least one string")
+        prompts = check_prompts(prompts)
         cleaned = [self._clean(prompt) for prompt in prompts]
-        found = {text: self._read(text) for text in dict.fromkeys(cleaned)}
-        missing = [text for text, entry in found.items() if entry is None]
+        read = {text: self._read(text) for text in dict.fromkeys(cleaned)}
+        found = {text: entry for text, entry in read.items() if entry is not None}
+        missing = [text for text in read if text not in found]
         if missing:
             # the encoder cleans by itself, and cleaning twice may say something else ("&amp;amp;")
             raw = dict(zip(cleaned, prompts, strict=True))
             made = self._encode([raw[text] for text in missing])
             for i, text in enumerate(missing):
-                tokens, mask = made.tokens[i].detach().cpu().float(), made.mask[i].cpu()
-                found[text] = (tokens, mask)
-                self._write(text, tokens, mask)
-        entries = [entry for text in cleaned if (entry := found[text]) is not None]
-        shown = [tokens.masked_fill(~mask[:, None], 0) for tokens, mask in entries]
-        return TextEmbedding(torch.stack(shown), torch.stack([mask for _, mask in entries]), self.fingerprint)
+                mask = made.mask[i].cpu()
+                seen = made.tokens[i].detach().cpu().float()[mask]
+                if not torch.isfinite(seen).all():
+                    raise WorldlineError(f"the encoder gave non-finite values for {text[:60]!r}; nothing of it is kept")
+                found[text] = (seen, mask)
+                self._write(text, *found[text])
+        entries = [found[text] for text in cleaned]
+        masks = torch.stack([mask for _, mask in entries])
+        tokens = torch.zeros(*masks.shape, entries[0][0].shape[-1])
+        for row, (seen, mask) in zip(tokens, entries, strict=True):
+            row[mask] = seen
+        return TextEmbedding(tokens, masks, self.fingerprint)
 
     def path(self, prompt: str) -> Path:
         """Where the entry of a prompt lies."""
@@ -163,11 +181,10 @@ class CachedTextEncoder:
                 self._encoder = encoder
             return self._encoder.encode(prompts)
 
-    def _write(self, text: str, tokens: Tensor, mask: Tensor) -> None:
+    def _write(self, text: str, seen: Tensor, mask: Tensor) -> None:
         """Only what the mask shows is kept, and in half the bytes where that loses nothing (an encoder run in bf16)."""
         from safetensors.torch import save
 
-        seen = tokens[mask]
         small = seen.bfloat16()
         stored = {"tokens": small if torch.equal(small.float(), seen) else seen, "mask": mask}
         about = {
@@ -182,7 +199,7 @@ class CachedTextEncoder:
             logger.warning("could not keep the embedding of %r in %s: %s", text[:60], self.directory, error)
 
     def _read(self, text: str) -> tuple[Tensor, Tensor] | None:
-        """tokens [L, D] fp32 and mask [L] of an entry; None where there is none or it does not check."""
+        """The n shown tokens [n, D] fp32 and the mask [L] of an entry; None where there is none or it does not check."""
         path = self._path(text)
         try:
             return _parse(path.read_bytes(), text, self.fingerprint)
@@ -194,7 +211,7 @@ class CachedTextEncoder:
 
 
 def _parse(data: bytes, text: str, fingerprint: str) -> tuple[Tensor, Tensor]:
-    """An entry's bytes -> tokens [L, D] fp32, mask [L]. Raises WorldlineError where anything in it does not fit."""
+    """An entry's bytes -> shown tokens [n, D] fp32, mask [L]. Raises WorldlineError where anything in it does not fit."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -205,10 +222,11 @@ def _parse(data: bytes, text: str, fingerprint: str) -> tuple[Tensor, Tensor]:
         checks = digest(*(tensor_bytes(stored[name]) for name in sorted(stored))) == about["sum"]
         named = (about["prompt"], about["fingerprint"]) == (text, fingerprint)
         seen, mask = stored["tokens"].float(), stored["mask"].bool()
-        tokens = torch.zeros(len(mask), seen.shape[-1])
-        tokens[mask] = seen
+        fits = seen.ndim == 2 and mask.ndim == 1 and len(seen) == int(mask.sum())
     except (SafetensorError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
         raise WorldlineError(f"damaged: {error}") from error
-    if not checks or not named:
-        raise WorldlineError("its checksum differs" if named else "it is of another prompt or encoder")
-    return tokens, mask
+    if not named:
+        raise WorldlineError("it is of another prompt or encoder")
+    if not checks or not fits:
+        raise WorldlineError("its checksum or shape is wrong")
+    return seen, mask

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldline.models.text_cache import digest, sample_digest
+from worldline.models.text_cache import check_prompts, digest, sample_digest, writable
 from worldline.schema import TextEmbedding, WorldlineError
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def clean_prompt(prompt: str) -> str:
         import ftfy
 
         prompt = ftfy.fix_text(prompt)
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
+    return writable(re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip())
 
 
 def transformers_key(original: str) -> str | None:
@@ -184,7 +184,7 @@ def _find(folder: Path) -> tuple[Callable[[], UMT5Weights], Path]:
 
 
 class UMT5Encoder:
-    """encode(prompts) -> TextEmbedding [B, length, D] fp32. Making one reads headers; weights load at the first prompt.
+    """encode(prompts) -> TextEmbedding [B, length, D] fp32. Making one reads a few pages; weights load at the first prompt.
 
     folder: Wan weights in diffusers' or the original layout. dtype: bfloat16 as published, or float32 (float16 overflows
     in this family and is refused). offload_after_use: let go of the weights after every `encode`, so that a GPU has its
@@ -209,11 +209,11 @@ class UMT5Encoder:
         self._open, self._tokenizer_file = _find(Path(folder))
         self.folder, self.length, self.dtype, self.device = Path(folder), length, dtype, torch.device(device)
         self.offload_after_use = offload_after_use
+        self.fingerprint: str = self._name()
         self._model: nn.Module | None = None
         self._lock = threading.Lock()
 
-    @cached_property
-    def fingerprint(self) -> str:
+    def _name(self) -> str:
         """Names what this encoder answers, on any machine and for either layout: sizes, tokenizer, weights, length, dtype.
 
         The weights enter by `sample_digest` (three pages a tensor); the tokenizer file (16 MB) whole.
@@ -236,9 +236,9 @@ class UMT5Encoder:
             tokenizer = Tokenizer.from_file(str(self._tokenizer_file))
         except Exception as error:  # tokenizers raises bare Exception
             raise TextWeightsError(f"{self._tokenizer_file} cannot be read: {error}; fetch it again") from error
-        if len(tokenizer.encode("").ids) != 1:
+        if (ends := tokenizer.encode("").tokens)[-1:] != ["</s>"]:
             raise TextWeightsError(
-                f"{self._tokenizer_file} makes {tokenizer.encode('').tokens} of an empty prompt; expected the end token alone"
+                f"{self._tokenizer_file} makes {ends} of an empty prompt; expected its end token, </s>"
             )
         tokenizer.no_padding()
         tokenizer.enable_truncation(self.length)
@@ -247,8 +247,7 @@ class UMT5Encoder:
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextEmbedding:
         """prompts: B strings -> tokens [B, length, D] on the CPU, zeros past each prompt's end, and their mask [B, length]."""
-        if not prompts:
-            raise WorldlineError("no prompts to encode; expected at least one string")
+        prompts = check_prompts(prompts)
         with self._lock:
             try:
                 return self._encode([self.clean(prompt) for prompt in prompts])

@@ -113,6 +113,7 @@ def test_streams_interleave_fork_and_rewind(codec):
         torch.testing.assert_close(torch.cat(parts[name], dim=1), codec.decode(z), atol=1e-5, rtol=0)
     _, early = codec.decode_stream(a[:, :1], None)
     kept = [memory.clone() for memory in early]
+    assert all(m.untyped_storage().nbytes() == m.numel() * 4 for m in early)  # and holds on to no activation
     one, _ = codec.decode_stream(a[:, 1:], early)
     other, _ = codec.decode_stream(b[:, 1:], early)
     assert all(torch.equal(x, y) for x, y in zip(kept, early, strict=True))

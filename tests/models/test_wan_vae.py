@@ -167,6 +167,7 @@ def test_a_stream_forks_and_rewinds(codec):
     start, one, other = 2 * drawn(3, 1, 2, 4, 1, 1)
     _, state = codec.decode_stream(start, None)
     kept = [memory.clone() for memory in state]
+    assert all(m.untyped_storage().nbytes() == m.numel() * 4 for m in state)  # and holds on to no activation
     first, _ = codec.decode_stream(one, state)
     second, _ = codec.decode_stream(other, state)
     assert not torch.equal(first, second)

@@ -6,6 +6,7 @@ Cameras are `c2w` float64 4x4 with OpenCV axes (x right, y down, z forward); +ya
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -195,15 +196,17 @@ class TextEmbedding:
 
 @dataclass(frozen=True)
 class Cameras:
-    """Camera tensors as models take them.
+    """Camera tensors as models take them: what steers every latent frame.
 
     w2c: float32 [B, T, 4, 4]; K: float32 [B, T, 4] normalised fx, fy, cx, cy; motion: float32 [B, T, 6], what the camera
-    did since the latent frame before (`functional.camera.relative_motion`), zeros where there is none.
+    did since the latent frame before (`functional.camera.relative_motion`), zeros where there is none; actions: float32
+    [B, T, A], the discrete actions held during a latent frame (shares of its pixel frames), where a world has them.
     """
 
     w2c: Tensor
     K: Tensor
     motion: Tensor
+    actions: Tensor | None = None
 
     def __post_init__(self) -> None:
         B, T = self.w2c.shape[:2]
@@ -211,26 +214,34 @@ class Cameras:
             raise ShapeError(f"w2c {tuple(self.w2c.shape)}, K {tuple(self.K.shape)}: expected [B, T, 4, 4], [B, T, 4]")
         if self.motion.shape != (B, T, 6):
             raise ShapeError(f"camera motion {tuple(self.motion.shape)}: expected {(B, T, 6)}")
+        if self.actions is not None and self.actions.shape[:2] != (B, T):
+            raise ShapeError(f"actions {tuple(self.actions.shape)}: expected [{B}, {T}, A]")
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Cameras:
+        actions = None if self.actions is None else change(self.actions)
+        return Cameras(change(self.w2c), change(self.K), change(self.motion), actions)
 
     def __getitem__(self, frames: slice) -> Cameras:
         """A span of latent frames; its first frame keeps its motion from the frame before."""
-        return Cameras(self.w2c[:, frames], self.K[:, frames], self.motion[:, frames])
+        return self._each(lambda x: x[:, frames])
 
     def to(self, device: torch.device | str) -> Cameras:
-        return Cameras(self.w2c.to(device), self.K.to(device), self.motion.to(device))
+        return self._each(lambda x: x.to(device))
 
     def tile(self, batch: int = 1, frames: int = 1) -> Cameras:
         """The same cameras `batch` times along the batch and `frames` times along the frames."""
-        return Cameras(
-            self.w2c.repeat(batch, frames, 1, 1), self.K.repeat(batch, frames, 1), self.motion.repeat(batch, frames, 1)
-        )
+        return self._each(lambda x: x.repeat(batch, frames, *[1] * (x.ndim - 2)))
 
     @staticmethod
     def cat(parts: list[Cameras]) -> Cameras:
-        """Cameras of several samples as one batch."""
+        """Cameras of several samples as one batch. Raises ShapeError where only some have actions."""
         import torch
 
-        return Cameras(*(torch.cat([getattr(p, name) for p in parts]) for name in ("w2c", "K", "motion")))
+        actions = [p.actions for p in parts if p.actions is not None]
+        if len(actions) not in (0, len(parts)):
+            raise ShapeError(f"{len(actions)} of {len(parts)} samples have actions; expected all or none")
+        w2c, K, motion = (torch.cat([getattr(p, name) for p in parts]) for name in ("w2c", "K", "motion"))
+        return Cameras(w2c, K, motion, torch.cat(actions) if actions else None)
 
 
 @dataclass(frozen=True)

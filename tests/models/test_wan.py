@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.conftest import randomise
 
 from worldline.functional.camera import cameras_of
-from worldline.models.wan import WanConfig, WanModel
+from worldline.models.wan import INJECTED, WanConfig, WanModel
 from worldline.nn.attention import FrameMask
 from worldline.schema import Cameras, ShapeError, WorldlineError
 
@@ -69,7 +71,7 @@ def test_each_frame_has_its_own_noise_level(tiny_wan, tiny_text):
         torch.testing.assert_close(mixed[:, t : t + 1], alone, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("camera", ["branch", "fused"])
+@pytest.mark.parametrize("camera", ["branch", "fused", "plucker", "cross"])
 @torch.no_grad()
 def test_camera_starts_from_the_pretrained_model(tiny_text, cameras, camera):
     sizes = dict(
@@ -86,7 +88,7 @@ def test_camera_starts_from_the_pretrained_model(tiny_text, cameras, camera):
     base = randomise(WanModel(WanConfig(**sizes))).eval()
     model = WanModel(WanConfig(**sizes, camera=camera)).eval()
     missing = model.load_state_dict(base.state_dict(), strict=False).missing_keys
-    assert all("prope_o" in key for key in missing)
+    assert all(any(part in key for part in INJECTED) for key in missing)
     x, sigma, context = torch.randn(1, 3, 4, 4, 4), torch.rand(1, 3), base.text_context(tiny_text())
     reference = base(x, sigma, context)
     poses = cameras(1, 3)
@@ -128,6 +130,35 @@ def test_wrong_shapes_are_named(tiny_wan, tiny_text, cameras):
         model(torch.randn(1, 3, 4, 5, 4), torch.rand(1, 3), context)
     with pytest.raises(WorldlineError, match="head width"):
         WanConfig(dim=30, ffn_dim=4, num_heads=4, num_layers=1, text_dim=4, text_len=4)
+
+
+@pytest.mark.parametrize("camera", ["plucker", "cross"])
+@torch.no_grad()
+def test_rays_and_camera_tokens_steer_their_own_frame(tiny_wan, tiny_text, cameras, camera):
+    model, x, sigma = tiny_wan(camera, num_layers=1), torch.randn(1, 3, 4, 4, 4), torch.rand(1, 3)
+    context, poses, others = model.text_context(tiny_text()), cameras(1, 3), cameras(1, 3, seed=4)
+    alone = FrameMask(torch.eye(3, dtype=torch.bool), tokens=4)
+    mixed = cameras_of(torch.cat([poses.w2c[:, :2], others.w2c[:, 2:]], dim=1), poses.K)
+    out, other = (model(x, sigma, context, cameras=c, mask=alone) for c in (poses, mixed))
+    assert (out - other).abs().amax(dim=(0, 2, 3, 4)).gt(1e-3).tolist() == [False, False, True]
+    assert not model.reanchors
+
+
+@torch.no_grad()
+def test_discrete_actions_start_silent_then_steer_their_own_frame(tiny_wan, tiny_text, cameras):
+    model, x, sigma = tiny_wan(num_layers=1, actions=5), torch.randn(1, 3, 4, 4, 4), torch.rand(1, 3)
+    context, poses = model.text_context(tiny_text()), cameras(1, 3)
+    alone = FrameMask(torch.eye(3, dtype=torch.bool), tokens=4)
+    held = torch.nn.functional.one_hot(torch.tensor([[0, 1, 2]]), 5).float()
+    other = torch.nn.functional.one_hot(torch.tensor([[0, 1, 4]]), 5).float()
+    one, two = (model(x, sigma, context, cameras=replace(poses, actions=a), mask=alone) for a in (held, other))
+    assert (one - two).abs().amax(dim=(0, 2, 3, 4)).gt(1e-3).tolist() == [False, False, True]
+    with pytest.raises(ShapeError, match="none discrete actions; this model expects 5"):
+        model(x, sigma, context, cameras=poses)
+    fresh = WanModel(model.config)
+    torch.nn.init.normal_(fresh.proj_out.weight)
+    a, b = (fresh(x, sigma, fresh.text_context(tiny_text()), cameras=replace(poses, actions=a)) for a in (held, other))
+    torch.testing.assert_close(a, b, atol=0, rtol=0)
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def total(chunk: int, window: int | None, prefix: int) -> int:
     return prefix + -(-need // chunk) * chunk
 
 
-@pytest.mark.parametrize("camera", ["none", "branch", "fused"])
+@pytest.mark.parametrize("camera", ["none", "branch", "fused", "plucker", "cross"])
 @pytest.mark.parametrize("cache", ["blocks", "ring"])
 @pytest.mark.parametrize(("chunk", "window", "sink", "prefix"), CASES)
 @torch.no_grad()

@@ -36,6 +36,11 @@ class Backbone(nn.Module, ABC):
     def tokens_per_frame(self, height: int, width: int) -> int:
         """Tokens of one latent frame of this grid."""
 
+    @property
+    @abstractmethod
+    def reanchors(self) -> bool:
+        """Whether `reanchor` leaves what the model will do unchanged; where not, a walk keeps its first world frame."""
+
     @abstractmethod
     def reanchor(self, cache: KVCache, world: Tensor) -> None:
         """Move a cache to another world frame: world [B, 4, 4] maps old to new world points."""

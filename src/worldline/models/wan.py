@@ -1,8 +1,9 @@
 """The Wan video diffusion transformer: config, block, model, forward (Wan2.1; keys as diffusers names them).
 
 What is unusual: one noise level per latent frame, so modulation is computed per frame and broadcast to its tokens; RoPE
-positions are data; text keys and values are made once per prompt; the camera enters by PRoPE, `branch` or `fused`; the
-visible past comes from a cache (streaming) or a mask (one pass), through the same code.
+positions are data; text keys and values are made once per prompt; the visible past comes from a cache (streaming) or a
+mask (one pass), through the same code. The camera enters by PRoPE (`branch`, `fused`), as rays beside the latents
+(`plucker`) or as tokens to attend to (`cross`); motion and discrete actions, beside any of these, by AdaLN.
 
 Legend: B batch, T latent frames, C channels, H W latent grid, S tokens a frame, L = T S tokens, N heads, D width.
 """
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from worldline.functional.prope import projection_matrices
+from worldline.functional.rays import plucker_rays
 from worldline.functional.rope import apply_rope, rope_angles
 from worldline.models.backbone import Backbone, TextContext
 from worldline.nn.attention import FrameMask, attention
@@ -26,7 +29,9 @@ from worldline.nn.layers import FeedForward, RMSNorm, TwoLayer, modulated_norm, 
 from worldline.schema import Cameras, ShapeError, TextEmbedding, WorldlineError
 
 MOTION_SCALE = 10.0  # brings a latent's usual motion (0.14 rad, 0.08 units) to order one
-CameraMode = Literal["none", "branch", "fused"]
+CameraMode = Literal["none", "branch", "fused", "plucker", "cross"]
+# Parts that steer, by their keys: not Wan's own, absent from its checkpoints.
+INJECTED = ("prope_o", "motion_embedder", "action_embedder", "ray_embedding", "camera_embedder", "norm3", "attn3")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class WanConfig:
     camera: CameraMode = "none"
     camera_share: float = 0.5  # share of each head's dims that carry the camera in `fused`
     motion: bool = False  # also modulate every frame by the camera's motion since the frame before (AdaLN)
+    actions: int = 0  # and by its discrete actions, so many of them (AdaLN)
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:
@@ -124,6 +130,7 @@ class Seen:
 
     frames: int
     cameras: CameraMatrices | None
+    camera_tokens: Tensor | None = None  # [B * T, 4, D], each frame's own
     mask: FrameMask | None = None
     cache: KVCache | None = None
 
@@ -146,6 +153,8 @@ class Block(nn.Module):
         self.attn1 = Attention(cfg, camera=cfg.camera)
         self.attn2 = Attention(cfg)
         self.norm2 = nn.LayerNorm(cfg.dim, cfg.eps)
+        if cfg.camera == "cross":
+            self.norm3, self.attn3 = nn.LayerNorm(cfg.dim, cfg.eps), Attention(cfg)
         self.ffn = FeedForward(cfg.dim, cfg.ffn_dim)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, cfg.dim) / cfg.dim**0.5)
 
@@ -159,8 +168,26 @@ class Block(nn.Module):
         x = torch.addcmul(x, gate1, self.attn1.self_attention(h, rope, seen, layer).unflatten(1, (T, -1)).float())
         h = F.layer_norm(x, x.shape[-1:], self.norm2.weight, self.norm2.bias, self.eps).flatten(1, 2)
         x = x + self.attn2.cross(h, text).unflatten(1, (T, -1))
+        if seen.camera_tokens is not None:
+            h = F.layer_norm(x, x.shape[-1:], self.norm3.weight, self.norm3.bias, self.eps).flatten(0, 1)
+            x = x + self.attn3.cross(h, self.attn3.text_kv(seen.camera_tokens)).view(x.shape)
         h = modulated_norm(x, shift2, scale2, self.eps)
         return torch.addcmul(x, gate2, self.ffn(h).float())
+
+
+class CameraTokens(nn.Module):
+    """A frame's camera as four tokens, the rows of P = lift(K) w2c, for cross-attention."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.rows = TwoLayer(4, dim, "silu")
+        self.which = nn.Parameter(torch.randn(4, dim) / dim**0.5)
+
+    def forward(self, cameras: Cameras) -> Tensor:
+        """[B * T, 4, D] fp32."""
+        with torch.autocast(cameras.w2c.device.type, enabled=False):
+            P, _ = projection_matrices(cameras.w2c.float(), cameras.K.float())
+            return (self.rows(P) + self.which).flatten(0, 1)
 
 
 class ConditionEmbedder(nn.Module):
@@ -174,14 +201,25 @@ class ConditionEmbedder(nn.Module):
         self.text_embedder = TwoLayer(cfg.text_dim, cfg.dim, "gelu")
         if cfg.motion:
             self.motion_embedder = TwoLayer(6, cfg.dim, "silu")
+        if cfg.actions:
+            self.action_embedder = TwoLayer(cfg.actions, cfg.dim, "silu")
 
-    def time(self, sigma: Tensor, motion: Tensor | None) -> tuple[Tensor, Tensor]:
-        """sigma [B, T], motion [B, T, 6] or None -> (temb [B, T, D], modulation [B, T, 6, D]), fp32 throughout."""
+    def time(self, sigma: Tensor, cameras: Cameras | None) -> tuple[Tensor, Tensor]:
+        """sigma [B, T] -> (temb [B, T, D], modulation [B, T, 6, D]), fp32 throughout; cameras add what they did."""
         with torch.autocast(sigma.device.type, enabled=False):
             temb = self.time_embedder(sinusoidal_embedding(1000.0 * sigma.float(), self.freq_dim))
-            if motion is not None:
-                temb = temb + self.motion_embedder(MOTION_SCALE * motion.float())
+            if cameras is not None and hasattr(self, "motion_embedder"):
+                temb = temb + self.motion_embedder(MOTION_SCALE * cameras.motion.float())
+            if cameras is not None and hasattr(self, "action_embedder"):
+                temb = temb + self.action_embedder(self._actions(cameras))
             return temb, self.time_proj(F.silu(temb)).unflatten(-1, (6, -1))
+
+    def _actions(self, cameras: Cameras) -> Tensor:
+        width = self.action_embedder.linear_1.in_features
+        if cameras.actions is None or cameras.actions.shape[-1] != width:
+            found = "none" if cameras.actions is None else f"{cameras.actions.shape[-1]}"
+            raise ShapeError(f"{found} discrete actions; this model expects {width} a latent frame (cameras.actions)")
+        return cameras.actions.float()
 
 
 class WanModel(Backbone):
@@ -192,6 +230,10 @@ class WanModel(Backbone):
         self.config = cfg
         self.patch_embedding = nn.Conv3d(cfg.in_channels, cfg.dim, cfg.patch_size, stride=cfg.patch_size)
         self.condition_embedder = ConditionEmbedder(cfg)
+        if cfg.camera == "plucker":  # equals latents with the rays' channels beside them
+            self.ray_embedding = nn.Conv3d(6, cfg.dim, cfg.patch_size, stride=cfg.patch_size)
+        if cfg.camera == "cross":
+            self.camera_embedder = CameraTokens(cfg.dim)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.num_layers))
         _, ph, pw = cfg.patch_size
         self.proj_out = nn.Linear(cfg.dim, cfg.out_channels * ph * pw)
@@ -209,11 +251,23 @@ class WanModel(Backbone):
             nn.init.normal_(embedder.linear_1.weight, std=0.02)
             nn.init.normal_(embedder.linear_2.weight, std=0.02)
         nn.init.zeros_(self.proj_out.weight)
-        if self.config.motion:
-            nn.init.zeros_(self.condition_embedder.motion_embedder.linear_2.weight)
-        for module in self.modules():
-            if isinstance(module, Attention) and module.camera == "branch":
-                nn.init.zeros_(module.prope_o.weight)
+        self.silence()
+
+    def silence(self) -> None:
+        """Zero the last layer of all that steers, so that training starts from the pretrained model exactly."""
+        steering: list[nn.Linear | nn.Conv3d] = [
+            getattr(self.condition_embedder, name).linear_2
+            for name in ("motion_embedder", "action_embedder")
+            if hasattr(self.condition_embedder, name)
+        ]
+        steering += [self.ray_embedding] if self.config.camera == "plucker" else []
+        for block in self._blocks():
+            steering += [block.attn1.prope_o] if self.config.camera == "branch" else []
+            steering += [block.attn3.to_out[0]] if self.config.camera == "cross" else []
+        for layer in steering:
+            nn.init.zeros_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def text_context(self, text: TextEmbedding) -> TextContext:
         """Embed a prompt and make every layer's keys and values once. Padding is attended as zeros, as in Wan."""
@@ -272,18 +326,27 @@ class WanModel(Backbone):
         rows, cols = H // ph, W // pw
         tokens = self.patch_embedding(rearrange(x, "b t c h w -> b c t h w"))
         h = rearrange(tokens, "b d t h w -> b t (h w) d").float()  # [B, T, S, D]
-        motion = cameras.motion if cameras is not None and self.config.motion else None
-        temb, mod = self.condition_embedder.time(sigma, motion)
-        matrices = None
-        if cameras is not None and self.config.camera != "none":
+        temb, mod = self.condition_embedder.time(sigma, cameras)
+        matrices = camera_tokens = None
+        if cameras is not None and self.config.camera in ("branch", "fused"):
             matrices = CameraMatrices.from_cameras(cameras, self.config.head_dim, self.config.camera_dims)
-        seen = Seen(T, matrices, mask, cache)
+        elif cameras is not None and self.config.camera == "plucker":
+            rays = plucker_rays(cameras.w2c.float(), cameras.K.float(), H, W)
+            h = h + rearrange(self.ray_embedding(rays.transpose(1, 2)), "b d t h w -> b t (h w) d")
+        elif cameras is not None and self.config.camera == "cross":
+            camera_tokens = self.camera_embedder(cameras)
+        seen = Seen(T, matrices, camera_tokens, mask, cache)
         rope = self.rope(positions, rows, cols)
         for layer, block in enumerate(self._blocks()):
             h = block(h, mod, text.layers[layer], rope, seen, layer)
         shift, scale = (self.scale_shift_table + temb[:, :, None]).unsqueeze(3).unbind(2)
         out = self.proj_out(modulated_norm(h, shift, scale, self.config.eps)).float()
         return rearrange(out, "b t (h w) (p q c) -> b t c (h p) (w q)", h=rows, w=cols, p=ph, q=pw)
+
+    @property
+    def reanchors(self) -> bool:
+        """PRoPE knows relative cameras alone; rays and camera tokens are in the world frame they were written in."""
+        return self.config.camera not in ("plucker", "cross")
 
     def reanchor(self, cache: KVCache, world: Tensor) -> None:
         """Move the cache to a new world frame: world [B, 4, 4] maps old to new world points, so P_new^-1 = world P^-1."""

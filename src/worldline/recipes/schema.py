@@ -96,7 +96,7 @@ class ModelSection:
         changes = {k: convert(hints[k], v, place / k) for k, v in self.changes.items()}
         camera = camera or self.camera
         if camera == "none":
-            changes["motion"] = False
+            changes.update(motion=False, actions=0)
         return variant(self.variant, **{**changes, "camera": camera})
 
 

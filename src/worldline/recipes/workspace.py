@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from worldline.models.registry import load_model, load_state, weights_hash
 from worldline.models.text import HashTextEncoder
-from worldline.models.wan import CameraMode, WanConfig, WanModel
+from worldline.models.wan import INJECTED, CameraMode, WanConfig, WanModel
 from worldline.recipes.assets import ASSETS, LINE, located
 from worldline.schema import WorldlineError
 
@@ -79,13 +79,13 @@ class Workspace:
             raise WorldlineError(f"{directory} holds a {type(trained).__name__}; expected a video model")
         if trained.config == config:
             return trained
-        injectors = {"camera": config.camera, "camera_share": config.camera_share, "motion": config.motion}
-        if replace(trained.config, **injectors) != config:
+        steering = {name: getattr(config, name) for name in ("camera", "camera_share", "motion", "actions")}
+        if replace(trained.config, **steering) != config:
             raise WorldlineError(
                 f"{directory} holds {trained.config}, the recipe says {config}; expected the same sizes"
             )
         model = WanModel(config)
-        load_state(model, trained.state_dict(), may_miss=("prope_o", "motion_embedder"))
+        load_state(model, trained.state_dict(), may_miss=INJECTED)
         return model.eval()
 
     def codec(self) -> NanoVAE:

@@ -135,7 +135,7 @@ class Session:
         begin = time.perf_counter()
         self._loop.commit(*self._pending)
         self._pending = None
-        if np.linalg.norm(self._camera.pose[:3, 3]) > REANCHOR_AT:
+        if self.engine.model.reanchors and np.linalg.norm(self._camera.pose[:3, 3]) > REANCHOR_AT:
             motion = torch.from_numpy(self._camera.rebase()).float()[None]
             self._loop.reanchor(motion.to(self.engine.device))
         self.timings = Timings(self.timings.denoise, self.timings.decode, 1e3 * (time.perf_counter() - begin))

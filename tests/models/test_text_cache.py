@@ -54,6 +54,8 @@ def test_same_bytes_as_the_encoder_at_the_miss_and_at_the_hit(tmp_path):
         assert got.fingerprint == wanted.fingerprint
     assert encoder.asked == [PROMPTS[:3]]  # one call, each prompt once
     assert len(files(tmp_path)) == 3
+    (tmp_path / "plain").touch()
+    assert {path.stat().st_mode for path in files(tmp_path)} == {(tmp_path / "plain").stat().st_mode}  # others may read
 
 
 def test_the_encoder_is_built_once_and_only_for_what_is_missing(tmp_path):
@@ -87,26 +89,30 @@ def test_another_encoder_has_other_entries(tmp_path):
     CachedTextEncoder.of(HashTextEncoder(8, 6), tmp_path).encode(["a"])
     wider = CachedTextEncoder.of(HashTextEncoder(16, 6), tmp_path).encode(["a"])
     assert wider.tokens.shape == (1, 6, 16)
+    assert torch.equal(hits_only(tmp_path).encode(["a"]).tokens, HashTextEncoder(8, 6).encode(["a"]).tokens)
+    assert len(files(tmp_path)) == 2
     with pytest.raises(WorldlineError, match="its cache was opened for"):
         CachedTextEncoder(lambda: HashTextEncoder(8, 6), tmp_path, fingerprint="other").encode(["a"])
     with pytest.raises(WorldlineError, match="empty fingerprint"):
         CachedTextEncoder(never, tmp_path, fingerprint="")
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "flip", "swap", "noise"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip", "mask", "swap", "noise"])
 def test_a_damaged_entry_is_made_again_with_a_warning(tmp_path, caplog, damage):
     encoder = Counted()
     cached = CachedTextEncoder.of(encoder, tmp_path)
     wanted = cached.encode(["a door", "a wall"])
     path = cached.path("a door")
     whole = path.read_bytes()
-    flipped = bytearray(whole)
-    flipped[-3] ^= 1
+    flipped, masked = bytearray(whole), bytearray(whole)
+    flipped[-9] ^= 1  # a bit of a token: the mask is the last 6 bytes
+    masked[-1] ^= 1
     path.write_bytes(
         {
             "cut": whole[: len(whole) // 2],
             "empty": b"",
             "flip": bytes(flipped),
+            "mask": bytes(masked),
             "swap": cached.path("a wall").read_bytes(),
             "noise": os.urandom(200),
         }[damage]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import secrets
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -81,15 +81,15 @@ def sample_digest(named: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> st
 def write_whole(path: Path, data: bytes) -> None:
     """Put `data` at `path` so that a reader, or the next run after a crash, finds all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
+    beside = path.with_name(f"{path.stem}-{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(beside, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(beside, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
 
 

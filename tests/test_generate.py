@@ -11,6 +11,7 @@ from PIL import Image
 from tests.conftest import randomise
 from tests.tiny_world import HEIGHT, WIDTH, write_tiny_world
 from worldline.cli import clips, generate, main
+from worldline.control import trajectories
 from worldline.models.registry import save_model
 from worldline.models.wan import WanConfig, WanModel
 from worldline.schema import Controls
@@ -56,6 +57,14 @@ def made(world, *argv: str) -> np.ndarray:
     return np.stack(list(generate.frames_of(clips.prepare(args), args.seed, Console(quiet=True))))
 
 
+def test_help_shows_examples_and_every_way_to_say_where_to_go(capsys):
+    with pytest.raises(SystemExit) as leave:
+        main(["generate", "--help"])
+    assert leave.value.code == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("examples:", "w*8,l*4", "poses.json", "keys.csv", "walk.safetensors"))
+
+
 def test_a_walk_becomes_a_video_and_a_sheet(world, tmp_path, capsys):
     assert run(world, "--trajectory", "w*2,l*4,wd*2", "--overlay", "--sheet", "s/walk.png", "--out", "v/walk.mp4") == 0
     frames, rate = clip("v/walk.mp4")
@@ -73,6 +82,30 @@ def test_the_file_has_the_frames_that_were_made(world):
     frames, rate = clip()
     assert rate == 8
     assert np.abs(frames.astype(int) - made(world, "--trajectory", "w*3")).mean() < 8  # H.264 of noise
+
+
+def test_keys_are_drawn_on_the_frames_they_drive(world):
+    run(world, "--trajectory", "w*1,l*1", "--overlay")
+    frames, _ = clip()
+    high = 4 * HEIGHT / 8.5  # of a cap
+    top, left = int(4 * HEIGHT - 2.3 * high), int(1.6 * high)
+    w = frames[:, top : top + int(high / 2), left : left + int(high / 2)].mean(axis=(1, 2, 3))
+    above_arrow = slice(-int(1.3 * high), -int(1.05 * high)), slice(-int(1.1 * high), -int(0.6 * high))
+    right = frames[:, *above_arrow].mean(axis=(1, 2, 3))
+    assert (w > 180).tolist() == [False] + [True] * 4 + [False] * 4
+    assert (right > 180).tolist() == [False] * 5 + [True] * 4
+
+
+def test_the_model_is_given_the_poses_of_the_string(world):
+    """What reaches the model is minWM's camera of every latent, in model units, whatever units the world walks in."""
+    from worldline.cli import parser
+
+    args = parser().parse_args(["generate", "--model", str(world), "--trajectory", "w*2,wl*2,i*1"])
+    job = clips.prepare(args)
+    cameras = job.player.request(job.image[None], [job.cameras], [job.prompt]).cameras
+    poses = trajectories.parse("w*2,wl*2,i*1").poses()
+    np.testing.assert_allclose(cameras.w2c[0], np.linalg.inv(poses), atol=1e-6)
+    np.testing.assert_allclose(cameras.motion[0, 1], (0, 0, 0, 0, 0, 0.08), atol=1e-6)
 
 
 MODES = [
@@ -220,15 +253,16 @@ def test_a_clip_that_is_stopped_leaves_the_file_of_before(world, tmp_path, monke
 
     def stopped(*args):
         for i, frame in enumerate(stream(*args)):
-            if i == 6:
+            if i == 70:
+                assert list(tmp_path.glob(".*.mp4")), "the encoder has written by now"
                 raise trouble
             yield frame
 
     monkeypatch.setattr(generate, "frames_of", stopped)
     if trouble is KeyboardInterrupt:
-        assert run(world, "--trajectory", "w*3", "--sheet", "s.png") == 130
+        assert run(world, "--trajectory", "w*20", "--scale", "1", "--sheet", "s.png") == 130
     else:
         with pytest.raises(RuntimeError):
-            run(world, "--trajectory", "w*3", "--sheet", "s.png")
+            run(world, "--trajectory", "w*20", "--scale", "1", "--sheet", "s.png")
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
     assert (tmp_path / "clip.mp4").read_text() == "the clip of before"

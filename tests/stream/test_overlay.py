@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from worldline.schema import ShapeError, WorldlineError
-from worldline.stream.overlay import RARE, TURNING, WALKING, draw_keys
+from worldline.stream.overlay import CAPS_HIGH, RARE, TURNING, WALKING, draw_keys
 
 GREY = np.full((64, 96, 3), 100, np.uint8)
 
@@ -45,6 +45,9 @@ def test_rare_keys_have_caps_where_a_clip_uses_them(key):
     assert not np.array_equal(usual[0], rare[0])
     x, _ = centre(rare[1] != rare[0])
     assert 0.4 < x < 1
+    # Its opposite has a cap too: the two are one above the other.
+    rows = np.flatnonzero((usual[0] != rare[0]).any(axis=(1, 2)))
+    assert rows.max() - rows.min() > 1.5 * 256 / CAPS_HIGH
 
 
 def test_arrows_point_where_they_turn():

@@ -22,7 +22,7 @@ EXAMPLES = """\
   worldline generate --trajectory "w*4,l*8" --turn 8 --start 03 --sheet walk.png
   worldline generate --model runs/nano-demo --start room.png --prompt "a room with green panels" --seconds 5
   worldline generate --trajectory keys.csv --length fit --frames 81 --seed 7
-  worldline generate --mode ar --weights runs/nano-demo/stages/ar/model --steps 50 --guidance 2
+  worldline generate --mode ar --weights runs/nano-demo/ar/model --steps 50 --guidance 2
   worldline generate --mode bidirectional --weights base --steps 20
 trajectories:
   w*8,l*4      eight latent frames (4 pixel frames each) forward, four turning right. w s forward, back; a d left, right;
@@ -89,7 +89,8 @@ def main(args: argparse.Namespace) -> int:
     job = prepare(args)
     if job.player.model.config.camera == "none":
         console.print("[yellow]these weights take no cameras: the trajectory has no effect[/]", highlight=False)
-    frames = _write(job, args, console)
+    _write(job, args, console)
+    frames = len(job.route)
     text = f" ({job.route.text})" if job.route.text else ""
     console.print(f"{args.out}: {frames} frames, {frames / job.fps:.1f} s, seed {args.seed}{text}", highlight=False)
     if args.sheet is not None:
@@ -97,35 +98,32 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write(job: Job, args: argparse.Namespace, console: Console) -> int:
-    """Generate into files, each of which appears when it is whole. Returns how many frames there are."""
+def _write(job: Job, args: argparse.Namespace, console: Console) -> None:
+    """Generate into files, each of which appears when it is whole."""
     import numpy as np
 
     from worldline.evaluate.films import contact_sheet
     from worldline.stream.overlay import draw_keys
     from worldline.stream.record import write_mp4
 
+    frames, scale = frames_of(job, args.seed, console), args.scale
+    if args.overlay:
+        # Nothing was held before the start. What is drawn on is enlarged already.
+        frames, scale = draw_keys(frames, ((), *job.route.keys), scale), 1
     kept: list[np.ndarray] = []
-
-    def plain() -> Iterator[np.ndarray]:
-        for frame in frames_of(job, args.seed, console):
-            kept.append(frame)
-            yield frame
-
-    held = ((), *job.route.keys)  # nothing was held before the start
     with _whole(args.out) as video:
-        if args.overlay:
-            write_mp4(draw_keys(plain(), held, args.scale), video, job.fps)
-        else:
-            write_mp4(plain(), video, job.fps, args.scale)
+        write_mp4(frames if args.sheet is None else _kept(frames, kept), video, job.fps, scale)
     if args.sheet is not None:
-        # Keys are drawn on enlarged frames, which the sheet need not enlarge again.
-        drawn, scale = (list(draw_keys(kept, held, args.scale)), 1) if args.overlay else (kept, args.scale)
-        starts = range(0, len(drawn), SHEET_ROW)
-        rows = [(f"{i / job.fps:.2f} s", np.stack(drawn[i : i + SHEET_ROW])) for i in starts]
+        starts = range(0, len(kept), SHEET_ROW)
+        rows = [(f"{i / job.fps:.2f} s", np.stack(kept[i : i + SHEET_ROW])) for i in starts]
         with _whole(args.sheet) as sheet:
             contact_sheet(rows, scale=scale).save(sheet, format="PNG")
-    return len(kept)
+
+
+def _kept(frames: Iterator[np.ndarray], kept: list[np.ndarray]) -> Iterator[np.ndarray]:
+    for frame in frames:
+        kept.append(frame)
+        yield frame
 
 
 def frames_of(job: Job, seed: int, console: Console) -> Iterator[np.ndarray]:
@@ -133,7 +131,7 @@ def frames_of(job: Job, seed: int, console: Console) -> Iterator[np.ndarray]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         whole = job.player.whole_clip is not None
         task = bar.add_task(
             "steps" if whole else "frames", total=len(job.player.plan.sigmas) if whole else len(job.cameras)

@@ -70,7 +70,11 @@ class TextWeightsError(WorldlineError):
 
 
 def clean_prompt(prompt: str) -> str:
-    """Wan's cleaning: broken encodings mended (where ftfy is installed), HTML entities resolved twice, one space each."""
+    """Wan's cleaning: ftfy, HTML entities resolved twice, one space for every run of white space.
+
+    ftfy mends broken encodings and makes curly quotes and full-width punctuation plain. Wan's code always runs it; here it
+    is left out where it is not installed, and a prompt with such characters then gives other tokens.
+    """
     if importlib.util.find_spec("ftfy") is not None:
         import ftfy
 

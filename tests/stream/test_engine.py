@@ -49,7 +49,7 @@ def test_half_precision_stays_close(world_dir):
         ({"visibility": {"chunks": 1}}, "not readable"),
         ({"sigmas": [0.5, 0.7]}, "descending"),
         ({"codec": "nowhere"}, "no config.json"),
-        ({"codec": "."}, "its codec"),
+        ({"codec": "."}, "expected a codec"),
         ({"fps": 0}, "above 0"),
     ],
 )

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from worldline.models.codec import Codec
 from worldline.schema import ShapeError, TimeGrid
 
 
@@ -146,7 +147,7 @@ class Decoder(nn.Module):
         )
 
 
-class NanoVAE(nn.Module):
+class NanoVAE(Codec):
     """Encode and decode whole clips or chunk by chunk. Video is float in [-1, 1], latents are normalised per channel."""
 
     latent_mean: Tensor
@@ -224,3 +225,7 @@ class NanoVAE(nn.Module):
         mean, std = (s.view(1, -1, 1, 1) for s in (self.latent_mean, self.latent_std))
         previous = None if state is None else state * std + mean
         return self.decode_raw(latents * std[:, None] + mean[:, None], previous).clamp(-1, 1), latents[:, -1]
+
+    def state_after(self, latents: Tensor) -> Tensor:
+        """The last latent: nothing has to be decoded for it."""
+        return latents[:, -1]

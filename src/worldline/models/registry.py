@@ -12,11 +12,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from worldline.models.backbone import Backbone
+from worldline.models.codec import Codec
 from worldline.models.nano_vae import NanoVAE, NanoVAEConfig
+from worldline.models.tiny_vae import TinyVAE, TinyVAEConfig
 from worldline.models.wan import WAN_VARIANTS, WanConfig, WanModel
+from worldline.models.wan_vae import WanVAE, WanVAEConfig
 from worldline.schema import WorldlineError
 
-KINDS: dict[str, tuple[type, type]] = {"wan": (WanModel, WanConfig), "nano_vae": (NanoVAE, NanoVAEConfig)}
+KINDS: dict[str, tuple[type, type]] = {
+    "wan": (WanModel, WanConfig),
+    "nano_vae": (NanoVAE, NanoVAEConfig),
+    "wan_vae": (WanVAE, WanVAEConfig),
+    "tiny_vae": (TinyVAE, TinyVAEConfig),
+}
 
 
 def kind_of(model: nn.Module) -> str:
@@ -28,7 +37,7 @@ def kind_of(model: nn.Module) -> str:
 
 
 def save_model(
-    model: WanModel | NanoVAE,
+    model: Backbone | Codec,
     directory: str | Path,
     card: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
@@ -50,7 +59,7 @@ def save_model(
     return directory
 
 
-def build_model(kind: str, config: dict[str, Any]) -> WanModel | NanoVAE:
+def build_model(kind: str, config: dict[str, Any]) -> Backbone | Codec:
     """A freshly initialised model from a kind and its config as data. Unknown keys are errors."""
     if kind not in KINDS:
         raise WorldlineError(f"model kind {kind!r}; expected one of {sorted(KINDS)}")
@@ -80,7 +89,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], *, may_miss: tuple[st
     return list(missing)
 
 
-def load_model(directory: str | Path) -> WanModel | NanoVAE:
+def load_model(directory: str | Path) -> Backbone | Codec:
     """The model of a directory in fp32, eval mode. Raises WorldlineError where a file is missing or does not fit."""
     directory = Path(directory)
     for name in ("config.json", "model.safetensors"):
@@ -96,3 +105,11 @@ def weights_hash(directory: str | Path) -> str:
     """First 12 hex digits of the sha256 of the weights file."""
     digest = hashlib.sha256((Path(directory) / "model.safetensors").read_bytes())
     return digest.hexdigest()[:12]
+
+
+def load_codec(directory: str | Path) -> Codec:
+    """The codec of a directory. Raises WorldlineError where it holds another kind of model."""
+    found = load_model(directory)
+    if not isinstance(found, Codec):
+        raise WorldlineError(f"{directory} holds a {type(found).__name__}; expected a codec")
+    return found

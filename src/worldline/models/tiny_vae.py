@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldline.models.codec import Codec
 from worldline.schema import ShapeError, TimeGrid, WorldlineError
 
 Memory = tuple[Tensor, ...]  # the last frame [B, C, H, W] every MemBlock of the decoder saw
@@ -129,7 +130,7 @@ def run(layers: nn.Sequential, x: Tensor, memory: Memory | None) -> tuple[Tensor
     return x.unflatten(0, (batch, -1)), tuple(seen)
 
 
-class TinyVAE(nn.Module):
+class TinyVAE(Codec):
     """Encode and decode clips whole or piece by piece. Video is in [-1, 1], latents are those of the diffusion model.
 
     Results have the dtype of what went in; the layers compute in the dtype of the weights.

@@ -255,7 +255,7 @@ class WanModel(Backbone):
 
     def silence(self) -> None:
         """Zero the last layer of all that steers, so that training starts from the pretrained model exactly."""
-        steering: list[nn.Linear | nn.Conv3d] = [
+        steering: list[nn.Module] = [
             getattr(self.condition_embedder, name).linear_2
             for name in ("motion_embedder", "action_embedder")
             if hasattr(self.condition_embedder, name)
@@ -263,11 +263,9 @@ class WanModel(Backbone):
         steering += [self.ray_embedding] if self.config.camera == "plucker" else []
         for block in self._blocks():
             steering += [block.attn1.prope_o] if self.config.camera == "branch" else []
-            steering += [block.attn3.to_out[0]] if self.config.camera == "cross" else []
-        for layer in steering:
-            nn.init.zeros_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+            steering += [block.attn3.to_out] if self.config.camera == "cross" else []
+        for parameter in (p for layer in steering for p in layer.parameters()):
+            nn.init.zeros_(parameter)
 
     def text_context(self, text: TextEmbedding) -> TextContext:
         """Embed a prompt and make every layer's keys and values once. Padding is attended as zeros, as in Wan."""

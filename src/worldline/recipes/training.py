@@ -11,9 +11,9 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from worldline.methods.base import Method
-from worldline.models.nano_vae import NanoVAE
+from worldline.models.backbone import Backbone
+from worldline.models.codec import Codec
 from worldline.models.registry import save_model
-from worldline.models.wan import WanModel
 from worldline.recipes.builder import to_data
 from worldline.recipes.cards import card
 from worldline.recipes.workspace import Workspace
@@ -60,7 +60,7 @@ def train(
     if not result.finished:
         raise KeyboardInterrupt
     model = method.roles[role]
-    assert isinstance(model, (WanModel, NanoVAE)), "stages train registered models"
+    assert isinstance(model, (Backbone, Codec)), "stages train registered models"
     model.load_state_dict(trainer.trained_state(role))
     losses = {k: v for k, v in result.last.items() if k.endswith("/loss")}
     save_model(model, directory / "model", card(ws, stage, steps=result.step, seconds=result.seconds, losses=losses))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worldline.models.registry import load_model, load_state, weights_hash
+from worldline.models.registry import load_codec, load_model, load_state, weights_hash
 from worldline.models.text import HashTextEncoder
 from worldline.models.wan import INJECTED, CameraMode, WanConfig, WanModel
 from worldline.recipes.assets import ASSETS, LINE, located
@@ -15,7 +15,7 @@ from worldline.schema import WorldlineError
 
 if TYPE_CHECKING:
     from worldline.data.dataset import ClipDataset
-    from worldline.models.nano_vae import NanoVAE
+    from worldline.models.codec import Codec
     from worldline.recipes.schema import Recipe
 
 
@@ -88,12 +88,9 @@ class Workspace:
         load_state(model, trained.state_dict(), may_miss=INJECTED)
         return model.eval()
 
-    def codec(self) -> NanoVAE:
+    def codec(self) -> Codec:
         """The codec, ready to encode and decode."""
-        codec = load_model(self.part("codec"))
-        if isinstance(codec, WanModel):
-            raise WorldlineError(f"{self.part('codec')} holds a video model; expected a codec")
-        return codec
+        return load_codec(self.part("codec"))
 
     def text_encoder(self) -> HashTextEncoder:
         """The prompt encoder that fits the backbone."""

@@ -17,11 +17,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from worldline.models.nano_vae import NanoVAE
-from worldline.models.registry import load_model, weights_hash
+from worldline.models.codec import Codec
+from worldline.models.registry import load_codec, load_model, weights_hash
 from worldline.models.text import HashTextEncoder
 from worldline.models.wan import WanModel
-from worldline.schema import Controls, TextEmbedding, TimeGrid, WorldlineError
+from worldline.schema import Controls, TextEmbedding, WorldlineError
 from worldline.stream.session import Session
 from worldline.stream.world import Start, WorldConfig, checked, read_starts
 
@@ -57,7 +57,7 @@ class Engine:
     def __init__(
         self,
         model: WanModel,
-        codec: NanoVAE,
+        codec: Codec,
         config: WorldConfig,
         starts: dict[str, Start],
         *,
@@ -73,7 +73,7 @@ class Engine:
         # accuracy; on an accelerator it is what the tensor cores are for.
         self.dtype = dtype if dtype != "auto" else ("bfloat16" if self.device.type == "cuda" else "float32")
         self.name, self.weights = name, weights
-        self.grid = TimeGrid(codec.config.stride)
+        self.grid = codec.grid
         self._texts: dict[str, TextEmbedding] = {}
         self._encoder = HashTextEncoder(model.config.text_dim, model.config.text_len)
 
@@ -89,12 +89,9 @@ class Engine:
         """
         directory = Path(world)
         config = WorldConfig.read(directory)
-        model, codec = load_model(directory), load_model(directory / config.codec)
-        if not isinstance(model, WanModel) or not isinstance(codec, NanoVAE):
-            raise WorldlineError(
-                f"{directory} holds a {type(model).__name__} and its codec is a {type(codec).__name__}; expected a "
-                "WanModel and a NanoVAE"
-            )
+        model, codec = load_model(directory), load_codec(directory / config.codec)
+        if not isinstance(model, WanModel):
+            raise WorldlineError(f"{directory} holds a {type(model).__name__}; expected a video model")
         if codec.latent_channels != model.config.in_channels:
             raise WorldlineError(
                 f"the codec's {codec.latent_channels} latent channels do not fit the world's "

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ class Session:
     _loop: ChunkLoop
     _camera: CameraIntegrator  # the pose after the last chunk shown
     _first_latent: Tensor  # [1, 1, C, H, W]
-    _codec_state: Tensor  # what decoding the next chunk needs of the last
+    _codec_state: Any  # what decoding the next chunk needs of the last
     _pending: tuple[Tensor, Cameras] | None  # latents [1, n, C, H, W] shown and not yet committed
 
     def __init__(self, engine: Engine, image: np.ndarray, prompt: str, seed: int) -> None:
@@ -211,8 +211,9 @@ class Session:
                 cameras = self._walked(self._camera, controls)
                 self._pending = (latents[None].to(self.engine.device), cameras)
                 self._commit()
-                self._codec_state = latents[-1:].to(self.engine.device)
                 fresh.append(controls, latents)
+            shown = torch.cat([self._first_latent[0].cpu(), *log.latents])[None].to(self.engine.device)
+            self._codec_state = self.engine.codec.state_after(shown)
             if len(log.controls) in prompts:
                 self._loop.set_text(self.engine.text(prompts[len(log.controls)]))
 

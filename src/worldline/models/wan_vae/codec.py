@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from worldline.models.codec import Codec
 from worldline.models.wan_vae.config import WAN_VAE_VARIANTS, WanVAEConfig
 from worldline.models.wan_vae.layers import (
     CausalConv3d,
@@ -79,7 +80,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)), tape)
 
 
-class WanVAE(nn.Module):
+class WanVAE(Codec):
     """Encode and decode clips whole or piece by piece. Video is in [-1, 1], latents are normalised per channel.
 
     Results have the dtype of what went in; the layers compute in the dtype of the weights. Whole clips go through one

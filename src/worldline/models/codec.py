@@ -1,0 +1,51 @@
+"""What the rest of the framework asks of a video codec."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from worldline.schema import TimeGrid
+
+
+class Codec(nn.Module, ABC):
+    """Video [B, F, 3, h, w] in [-1, 1] to normalised latents [B, T, C, H, W] and back, causally: frame 0 alone is latent 0.
+
+    Decoding streams: what the next latents need of those before is a value, `state` (None at the start of a clip), so
+    streams may interleave, fork and rewind.
+    """
+
+    config: Any
+
+    @property
+    @abstractmethod
+    def grid(self) -> TimeGrid:
+        """The time arithmetic of this codec."""
+
+    @property
+    @abstractmethod
+    def spatial(self) -> int:
+        """Pixels a latent cell, on either axis."""
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """Channels of a latent frame."""
+
+    @abstractmethod
+    def encode(self, video: Tensor) -> Tensor:
+        """video [B, F, 3, h, w] -> latents [B, T, C, H, W] (the mode, no sampling)."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents [B, T, C, H, W] -> video [B, F, 3, h, w]."""
+
+    @abstractmethod
+    def decode_stream(self, latents: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Decode the next latents of a stream; returns (video, state)."""
+
+    def state_after(self, latents: Tensor) -> Any:
+        """The state of a stream that has decoded `latents` [B, T, C, H, W] from its start."""
+        return self.decode_stream(latents, None)[1]

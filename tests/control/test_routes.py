@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from worldline.control.actions import controls_of_keys
 from worldline.control.camera import CameraIntegrator
@@ -132,6 +137,30 @@ def test_errors_name_the_file_and_the_place(walk, tmp_path, name, data, message)
     with pytest.raises(WorldlineError, match=message) as caught:
         read_route(written(tmp_path, name, data), walk)
     assert "\n" not in str(caught.value)
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.sampled_from(["w", "left", "x", ""])
+        | st.just(EYE),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["0", "1", "2", "keys", "poses", "per", "c2w", "extrinsic"]), inner, max_size=3
+            )
+        ),
+        max_leaves=8,
+    )
+)
+def test_any_json_is_read_or_refused(data):
+    with tempfile.TemporaryDirectory() as folder:
+        path = written(Path(folder), "any.json", data)
+        with contextlib.suppress(WorldlineError):
+            assert len(read_route(path, Walk(4, CameraIntegrator(K, SCALE, 4.0), 2.0))) > 1
 
 
 def test_a_missing_file_is_said_to_be_missing(walk):

@@ -41,8 +41,8 @@ def prepare(args: argparse.Namespace) -> Job:
         raise WorldlineError(f"--seed {args.seed}; expected 0 to 2^63 - 1")
     engine = Engine.load(find_world(args.model), device=_device(args.device), threads=args.threads, warm=False)
     c = engine.config
-    move, turn = (default if given is None else given for given, default in (
-        (args.move, trajectories.MOVE), (args.turn, trajectories.TURN)))  # fmt: skip
+    move = trajectories.MOVE if args.move is None else args.move
+    turn = trajectories.TURN if args.turn is None else args.turn
     if not (0 <= turn < 90 and 0 <= move < float("inf")):
         raise WorldlineError(f"--turn {turn}, --move {move}; expected 0 to 90 degrees and a length of at least 0")
     walker = CameraIntegrator(c.intrinsics, c.move_scale, c.walk_units_per_frame)

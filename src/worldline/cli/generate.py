@@ -50,7 +50,12 @@ def add(subcommands: Subcommands) -> None:
         "--length", default="error", choices=("error", "pad-last", "truncate", "fit"),
         help="a trajectory of another length: stay at its last pose, cut it, either, or refuse (default: error)",
     )  # fmt: skip
-    sub.add_argument("--turn", type=float, metavar="DEG", help="degrees of a turning step of a string (default: 3)")
+    sub.add_argument(
+        "--turn",
+        type=float,
+        metavar="DEG",
+        help="degrees of a turning step of a string (default: 3; nano's held key: 8)",
+    )
     sub.add_argument(
         "--move", type=float, metavar="U", help="model units of a walking step of a string (default: 0.08)"
     )
@@ -82,13 +87,15 @@ def main(args: argparse.Namespace) -> int:
     for path, suffix in ((args.out, ".mp4"), (args.sheet, ".png")):
         if path is not None and (path.suffix.lower() != suffix or path.is_dir()):
             raise WorldlineError(f"{path} is no {suffix} file name; expected one such as clip{suffix}")
-    for name in ("fps", "scale", "threads"):
+    for name, most in (("fps", 1000), ("scale", 64), ("threads", 1024)):
         value = getattr(args, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise WorldlineError(f"--{name} {value}; expected above 0")
+        if value is not None and not 1 <= value <= most:
+            raise WorldlineError(f"--{name} {value}; expected 1 to {most}")
     job = prepare(args)
     if job.player.model.config.camera == "none":
         console.print("[yellow]these weights take no cameras: the trajectory has no effect[/]", highlight=False)
+    if args.mode == "ar" and args.weights is None:
+        console.print("[yellow]the world's own weights may be made for few steps: see --weights[/]", highlight=False)
     _write(job, args, console)
     frames = len(job.route)
     text = f" ({job.route.text})" if job.route.text else ""
@@ -155,8 +162,14 @@ def _each_call(model: Any, then: Callable[[], None]) -> Iterator[None]:
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A file that is there when it is finished, or not at all. The video's name keeps its suffix: it says the format."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    from worldline.schema import WorldlineError
+
     part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise WorldlineError(f"{path} cannot be written ({error}); choose another place") from error
     try:
         yield part
         part.replace(path)

@@ -177,7 +177,7 @@ def _matrix(place: str, entry: Any) -> np.ndarray:
         entry = entry.get("extrinsic", entry.get("c2w"))
     try:
         m = np.asarray(entry, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TrajectoryError(f"{place} is no matrix ({error}); expected c2w, four rows of four numbers") from error
     if m.shape != (4, 4) or not np.isfinite(m).all():
         raise TrajectoryError(f"{place} has shape {m.shape}; expected c2w, four rows of four finite numbers")

@@ -14,7 +14,6 @@ from worldline.models.convert.keymaps import LAYOUTS
 from worldline.models.wan import WanConfig, WanModel
 
 SIZES = dict(dim=48, ffn_dim=40, num_heads=2, num_layers=2, text_dim=8, text_len=512)
-SMALL = WanConfig(**SIZES, in_channels=4, out_channels=4, freq_dim=16)
 
 
 @pytest.fixture
@@ -35,9 +34,9 @@ def in_layout(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
     return renamed
 
 
-def write(path: Path, state: dict[str, Tensor], layout: str, **more: object) -> Path:
+def write(path: Path, weights: dict[str, Tensor], layout: str, **more: object) -> Path:
     """A file of that project: torch.save of its set of weights, or plain safetensors."""
-    renamed, group = in_layout(state, layout), LAYOUTS[layout].group
+    renamed, group = in_layout(weights, layout), LAYOUTS[layout].group
     if path.suffix == ".safetensors":
         save_file({k: v.contiguous() for k, v in renamed.items()}, path)
     else:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tests.conftest import random_cameras
-from tests.models.convert.conftest import in_layout, write, write_shards
+from safetensors.torch import load_file, save_file
+from tests.conftest import random_cameras, randomise
+from tests.models.convert.conftest import SIZES, in_layout, write, write_shards
 
 from worldline.models.convert import convert, inspect
 from worldline.models.convert.errors import InDoubtError, KeysError, OutputError
 from worldline.models.convert.keymaps import LAYOUTS
 from worldline.models.registry import load_model, save_model
+from worldline.models.wan import CameraMode, WanConfig, WanModel
 from worldline.schema import TextEmbedding
 
 
@@ -27,8 +29,9 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     )
 
 
-@pytest.mark.parametrize("camera", ["none", "branch"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "camera"), [(n, c) for n in LAYOUTS for c in ("none", "branch") if (n, c) != ("diffusers", "branch")]
+)
 def test_every_layout_arrives_to_the_byte(small_wan, tmp_path, layout, camera):
     model = small_wan(camera)
     suffix = ".pt" if LAYOUTS[layout].group else ".safetensors"
@@ -117,9 +120,7 @@ def test_exported_folder_acts_the_same_in_diffusers(their_class, small_wan, tmp_
     save_model(model, tmp_path / "ours", {"licence": "Apache-2.0"})
     convert(tmp_path / "ours", tmp_path / "theirs", to="diffusers")
     theirs, told = their_class.from_pretrained(tmp_path / "theirs", output_loading_info=True)
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
-    assert not told["mismatched_keys"]
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     x, sigma = torch.randn(2, 3, 4, 6, 4), torch.rand(2)
     text = TextEmbedding(torch.randn(2, 6, 8), torch.tensor([[True] * 4 + [False] * 2] * 2), "random")
     reference = theirs(x.transpose(1, 2), 1000 * sigma, text.tokens * text.mask[..., None], return_dict=False)[0]
@@ -156,8 +157,9 @@ def test_nothing_is_dropped_unasked(small_wan, tmp_path, camera, motion):
     assert (config.camera, config.motion) == ("none", False)
 
 
-def test_fused_camera_and_motion_survive_among_ourselves(small_wan, tmp_path):
-    model = small_wan("fused", motion=True, camera_share=0.25)
+@pytest.mark.parametrize("camera", get_args(CameraMode))
+def test_every_camera_survives_among_ourselves(small_wan, tmp_path, camera):
+    model = small_wan(camera, motion=True, actions=3, camera_share=0.25)
     save_model(model, tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "copy", dtype="bfloat16")
     copy = load_model(tmp_path / "copy")
@@ -165,20 +167,50 @@ def test_fused_camera_and_motion_survive_among_ourselves(small_wan, tmp_path):
     assert same(copy.state_dict(), {k: v.bfloat16().float() for k, v in model.state_dict().items()})
 
 
-def test_worldplay_asks_before_it_leaves_its_actions(small_wan, tmp_path):
-    model = small_wan("branch")
-    stem = "model.condition_embedder.action_embedder.linear_"
-    action = {f"{stem}{i}.{leaf}": torch.randn(3) for i in (1, 2) for leaf in ("weight", "bias")}
-    state = in_layout(model.state_dict(), "worldplay") | action
-    torch.save({"generator": state}, tmp_path / "model.pt")
-    report = inspect(tmp_path / "model.pt")
+@torch.no_grad()
+def test_worldplay_keeps_its_actions_or_leaves_them_when_told(small_wan, tmp_path):
+    model = small_wan("branch", actions=16)
+    file = write(tmp_path / "model.pt", model.state_dict(), "worldplay-fsdp")
+    report = inspect(file, num_heads=2)
     assert report.layout == "HY-WorldPlay 5B"
     assert report.roles["action"] == 4
     assert "Tencent" in report.licence
-    with pytest.raises(KeysError, match="--leave-out action"):
-        convert(tmp_path / "model.pt", tmp_path / "out", num_heads=2)
-    convert(tmp_path / "model.pt", tmp_path / "out", num_heads=2, leave_out=["action"])
+    convert(file, tmp_path / "out", num_heads=2)
+    assert load_model(tmp_path / "out").config == model.config
     assert same(load_model(tmp_path / "out").state_dict(), model.state_dict())
+    with pytest.raises(KeysError, match="--leave-out action"):
+        convert(file, tmp_path / "wan", num_heads=2, to="wan")
+    convert(file, tmp_path / "wan", num_heads=2, to="wan", leave_out=["action"])
+    assert inspect(tmp_path / "wan").config.actions == 0
+
+
+def image_model(tmp_path):
+    """An original image-to-video file: the text-to-video tensors, and those that attend to a picture."""
+    cfg = WanConfig(**SIZES, in_channels=36, freq_dim=16)
+    state = dict(randomise(WanModel(cfg)).state_dict())
+    for n in range(cfg.num_layers):
+        for stem in ("add_k_proj", "add_v_proj"):
+            state[f"blocks.{n}.attn2.{stem}.weight"] = torch.randn(48, 48)
+            state[f"blocks.{n}.attn2.{stem}.bias"] = torch.randn(48)
+        state[f"blocks.{n}.attn2.norm_added_k.weight"] = torch.randn(48)
+    for stem, shape in (("norm1", [1280]), ("ff.net.0.proj", [1280, 1280]), ("ff.net.2", [48, 1280]), ("norm2", [48])):
+        state[f"condition_embedder.image_embedder.{stem}.weight"] = torch.randn(shape)
+        state[f"condition_embedder.image_embedder.{stem}.bias"] = torch.randn(shape[0])
+    return state, write(tmp_path / "i2v.safetensors", state, "wan")
+
+
+def test_image_to_video_goes_to_diffusers_but_not_to_us(their_class, tmp_path):
+    state, file = image_model(tmp_path)
+    convert(file, tmp_path / "theirs", to="diffusers", num_heads=2)
+    loaded, told = their_class.from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert same(dict(loaded.state_dict()), state)
+    with pytest.raises(KeysError, match="its image part has no place in a worldline model; the rest"):
+        convert(file, tmp_path / "ours", num_heads=2)
+    state = load_file(file)
+    del state["blocks.1.cross_attn.v_img.bias"]
+    save_file(state, file)
+    assert inspect(file).missing == ("blocks.1.attn2.add_v_proj.bias",)
 
 
 def test_heads_in_doubt(small_wan, tmp_path):
@@ -196,6 +228,8 @@ def test_card_says_licence_and_origin(small_wan, tmp_path):
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert (card["licence"], card["origin"]) == ("CC0", "hub/some-model")
     assert card["converted"]["layout"] == "original Wan"
+    convert(tmp_path / "out", tmp_path / "next", to="diffusers")
+    assert json.loads((tmp_path / "next" / "card.json").read_text())["card_before"] == card
 
 
 def test_a_folder_appears_whole_or_not_at_all(small_wan, tmp_path, monkeypatch):

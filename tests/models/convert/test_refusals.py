@@ -6,6 +6,9 @@ import json
 import os
 import pickle
 import struct
+import sys
+from collections import defaultdict
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from tests.models.convert.conftest import in_layout, write, write_shards
 from worldline.cli import main
 from worldline.models.convert import convert, inspect
 from worldline.models.convert.errors import (
+    ConvertError,
     CorruptFileError,
     KeysError,
     NotACheckpointError,
@@ -70,6 +74,47 @@ def test_configs_beside_the_weights_are_read_as_shells(small_wan, tmp_path):
     assert report.extras == ("args",)
 
 
+class Config:
+    """Pickles as OmegaConf's classes do: metadata, nodes, state hooks."""
+
+    __module__, __qualname__ = "omegaconf.dictconfig", "DictConfig"
+
+    def __init__(self):
+        self.content, self.metadata = {"lr": [1e-5, "x"], "inner": self}, defaultdict(dict, kind=dict)
+
+    def __getstate__(self):
+        return dict(self.__dict__)
+
+    def __setstate__(self, state):
+        raise AssertionError("code of the pickled class was run")
+
+
+class Easy(dict):
+    """Pickles as EasyDict does: a dict that is its own attributes."""
+
+    __module__, __qualname__ = "easydict", "EasyDict"
+
+    def __init__(self):
+        super().__init__(lr=1)
+        self.__dict__ = dict(self)
+
+
+@pytest.mark.parametrize("cls", [Config, Easy])
+def test_a_config_of_a_package_that_is_not_here(small_wan, tmp_path, monkeypatch, cls):
+    module_name = cls.__module__
+    module = ModuleType(module_name)
+    setattr(module, cls.__qualname__, cls)
+    with monkeypatch.context() as here:
+        here.setitem(sys.modules, module_name.split(".")[0], ModuleType(module_name.split(".")[0]))
+        here.setitem(sys.modules, module_name, module)
+        file = write(tmp_path / "model.pt", small_wan().state_dict(), "self-forcing", config=cls())
+        assert not inspect(file).faults
+    assert module_name not in sys.modules
+    report = inspect(file)
+    assert not report.faults
+    assert report.extras == ("config",)
+
+
 @pytest.mark.parametrize(
     ("content", "error", "says"),
     [
@@ -88,6 +133,24 @@ def test_files_that_are_no_weights(tmp_path, content, error, says):
     file.write_bytes(content)
     with pytest.raises(error, match=says):
         inspect(file)
+
+
+@pytest.mark.parametrize("low", [0x80, 0x3C, 0x20, 0x0A])
+def test_a_header_length_that_looks_like_something_else(small_wan, tmp_path, low):
+    file = write(tmp_path / "model.bin.safetensors", small_wan().state_dict(), "wan")
+    raw = file.read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    padding = (low - length) % 256  # 0x80 begins a pickle, 0x3C is `<`
+    file.write_bytes(struct.pack("<Q", length + padding) + raw[8 : 8 + length] + b" " * padding + raw[8 + length :])
+    assert not inspect(file).faults
+
+
+def test_the_container_is_told_by_its_bytes(small_wan, tmp_path):
+    safe = write(tmp_path / "a.safetensors", small_wan().state_dict(), "wan").rename(tmp_path / "model.pt")
+    assert inspect(safe).container == "safetensors"
+    torch_file = write(tmp_path / "b.pt", small_wan().state_dict(), "wan").rename(tmp_path / "model.safetensors")
+    with pytest.raises(NotACheckpointError, match="rename it"):
+        inspect(torch_file)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -197,6 +260,37 @@ def test_folders_without_weights(tmp_path):
         inspect(tmp_path)
     with pytest.raises(NotACheckpointError, match="does not exist"):
         inspect(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"num_attention_heads": "two"}, "num_heads 'two'; expected int"),
+        ({"num_attention_heads": 5}, "dim 48 over 5 heads"),
+        ({"kind": "wan", "config": {"camera": "magic"}}, "camera 'magic'"),
+        ({"kind": "wan", "config": {"wings": 2}}, "wings 2"),
+        ({"kind": "wan", "config": 7}, "expected a table"),
+    ],
+)
+def test_configs_that_cannot_be(small_wan, tmp_path, config, says):
+    write(tmp_path / "model.safetensors", small_wan().state_dict(), "diffusers")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConvertError, match=says):
+        inspect(tmp_path)
+
+
+def test_tables_that_hold_themselves(small_wan, tmp_path):
+    endless: dict = {}
+    endless["more"] = endless
+    laughs: list = [torch.zeros(1)]
+    for _ in range(60):
+        laughs = [laughs, laughs]
+    write(tmp_path / "m.pt", small_wan().state_dict(), "self-forcing", state=endless, laughs=laughs)
+    assert not inspect(tmp_path / "m.pt").faults
+    deep = b"[" * 100_000 + b"]" * 100_000
+    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(deep)) + deep)
+    with pytest.raises(CorruptFileError):
+        inspect(tmp_path / "m.safetensors")
 
 
 def test_tensors_outside_a_table(tmp_path):

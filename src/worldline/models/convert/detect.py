@@ -8,18 +8,19 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from worldline.models.convert import keymaps
-from worldline.models.convert.errors import InDoubtError, KeysError, UnknownFamilyError, some
-from worldline.models.convert.keymaps import NAMINGS, OURS, WAN, WORLDPLAY, Naming
+from worldline.models.convert.errors import CorruptFileError, InDoubtError, KeysError, UnknownFamilyError, some
+from worldline.models.convert.keymaps import DIFFUSERS, NAMINGS, OURS, WAN, WORLDPLAY, Naming
 from worldline.models.convert.published import PUBLISHED, licence_of
 from worldline.models.convert.reading import described, locate, open_source
 from worldline.models.convert.report import CheckpointReport, WeightSet
 from worldline.models.convert.tensors import Source, TensorInfo
-from worldline.models.wan import CameraMode, WanConfig, WanModel
+from worldline.models.wan import WAN_VARIANTS, CameraMode, WanConfig, WanModel
 from worldline.schema import WorldlineError
 
 Which = Literal["ema", "raw"]
@@ -27,6 +28,12 @@ EMA_SETS = ("generator_ema", "model_ema", "ema")
 RAW_SETS = ("generator", "model", "state_dict", "module", "")
 OTHER_NETS = {"critic": "critic", "fake_score": "critic", "real_score": "teacher", "generator_lora": "LoRA"}
 LORA_WORDS = ("lora_A", "lora_B", "lora_down", "lora_up")
+CAMERAS = get_args(CameraMode)
+CAMERA_OF_STEM: dict[str, CameraMode] = {
+    keymaps.PROPE: "branch",
+    "ray_embedding": "plucker",
+    "blocks.attn3.to_q": "cross",
+}
 CONFIG_KEY = "worldline"  # our metadata entry in exported files
 
 # Words in the keys of families that we know by sight and do not convert.
@@ -47,6 +54,7 @@ class Recognised:
     source: Source
     group: str
     names: Mapping[str, str]
+    card: Mapping[str, Any]
     report: CheckpointReport
 
     def info(self, ours: str) -> TensorInfo:
@@ -71,13 +79,13 @@ def recognise(path: str | Path, *, which: Which = "ema", num_heads: int | None =
     """Open and explain a checkpoint. Errors as `inspect`."""
     weights = locate(Path(path))
     source = open_source(weights)
-    config_json, stated_licence = described(weights)
+    config_json, card, stated_licence = described(weights)
     group, naming = _choose(source, which, weights.name)
     infos = source.groups[group]
     names, unknown = _explain(infos, naming, weights.name)
     config, heads_known = _config({k: infos[v] for k, v in names.items()}, source, config_json, num_heads, weights.name)
     expected = expected_shapes(config)
-    extra = {k for k in names if keymaps.role(k) in ("action", "image")}  # known, but no part of our model
+    extra = {k for k in names if keymaps.role(k) == "image"}  # known, but no part of our model
     unknown += [names[k] for k in names if k not in expected and k not in extra]
     names = {k: names[k] for k in (*expected, *sorted(extra)) if k in names}  # the model's order, whatever the file's
     wrong = [
@@ -88,7 +96,7 @@ def recognise(path: str | Path, *, which: Which = "ema", num_heads: int | None =
     roles = Counter(str(keymaps.role(k)) for k in names)
     layout, title = _layout(naming, group, roles, config_json)
     report = CheckpointReport(
-        file=weights.name,
+        file=f"{weights.parent.name}/{weights.name}".lstrip("/"),
         container=source.container,
         family="Wan",
         layout=title,
@@ -104,18 +112,38 @@ def recognise(path: str | Path, *, which: Which = "ema", num_heads: int | None =
         roles=dict(roles),
         wrappers=tuple(sorted({word for key in infos for word in keymaps.wrappers(key)})),
         unknown=tuple(sorted(unknown)),
-        missing=tuple(sorted(set(expected) - set(names))),
+        missing=tuple(sorted((set(expected) | _image_keys(extra, config.num_layers)) - set(names))),
         misshapen=tuple(sorted(wrong)),
         licence=stated_licence or licence_of(layout, "camera" in roles),
         extras=source.extras,
     )
-    return Recognised(source, group, names, report)
+    return Recognised(source, group, names, card, report)
+
+
+class _NoMaths(TorchFunctionMode):
+    """Random draws and arithmetic leave meta tensors as they are: doing them would load the compiler, for seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.randn:
+            return torch.empty(*args, **kwargs)
+        if getattr(func, "__name__", "") in ("__truediv__", "div", "normal_", "uniform_", "fill_", "zero_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def expected_shapes(config: WanConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of our model, made without memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoMaths():
         return {k: tuple(v.shape) for k, v in WanModel(config).state_dict().items()}
+
+
+def _image_keys(found: Collection[str], layers: int) -> set[str]:
+    """Every image key that a complete model has, if any block has it."""
+    parts = [keymaps.split(k) for k in found]
+    return {
+        keymaps.join(f"blocks.{n}." if block else "", stem, leaf) for block, stem, leaf in parts for n in range(layers)
+    }
 
 
 def _explain(infos: Collection[str], naming: Naming, file: str) -> tuple[dict[str, str], list[str]]:
@@ -202,44 +230,59 @@ def _config(
             "and head; is it one shard of several?"
         ) from error
     layers = len({k.split(".")[1] for k in infos if k.startswith("blocks.")})
-    stated = _stated(source, config_json)
-    roles = {keymaps.role(k) for k in infos}
-    sizes = dict(dim=dim, ffn_dim=ffn, num_layers=layers, in_channels=in_channels, text_dim=text, freq_dim=freq)
+    stated = _stated(source, config_json, file)
     twin = next((c for c in PUBLISHED.values() if (c.dim, c.ffn_dim) == (dim, ffn)), None)
     heads = num_heads or stated.get("num_heads") or (twin.num_heads if twin else None)
-    camera: CameraMode = "branch" if "camera" in roles else stated.get("camera", "none")
+    action = infos.get("condition_embedder.action_embedder.linear_1.weight")
+    seen = {
+        "dim": dim,
+        "ffn_dim": ffn,
+        "num_layers": layers,
+        "in_channels": in_channels,
+        "out_channels": out // max(1, t * h * w),
+        "patch_size": (t, h, w),
+        "text_dim": text,
+        "freq_dim": freq,
+        "motion": any(keymaps.role(k) == "motion" for k in infos),
+        "actions": action.shape[-1] if action is not None and action.shape else 0,
+    }
+    for stem, camera in CAMERA_OF_STEM.items():
+        if any(keymaps.split(k)[1] == stem for k in infos):
+            seen["camera"] = camera
+    text_len = twin.text_len if twin else 512
     try:
-        return WanConfig(
-            **sizes,
-            out_channels=out // max(1, t * h * w),
-            patch_size=(t, h, w),
-            num_heads=heads or 1,
-            text_len=stated.get("text_len") or (twin.text_len if twin else 512),
-            eps=stated.get("eps", 1e-6),
-            camera=camera,
-            camera_share=stated.get("camera_share", 0.5),
-            motion="motion" in roles,
-        ), heads is not None
+        return WanConfig(**{"text_len": text_len, **stated, **seen, "num_heads": heads or 1}), heads is not None
     except WorldlineError as error:
         raise KeysError(f"{file}: {error}") from error
 
 
-def _stated(source: Source, config_json: Mapping[str, Any]) -> dict[str, Any]:
-    """What metadata (ours), or config.json (ours, diffusers' or Wan's) says beyond the shapes."""
-    if CONFIG_KEY in source.metadata:
-        return dict(json.loads(source.metadata[CONFIG_KEY]))
-    if config_json.get("kind") == "wan":
-        return dict(config_json.get("config", {}))
-    known = {
-        "num_heads": config_json.get("num_attention_heads", config_json.get("num_heads")),
-        "text_len": config_json.get("text_len"),
-        "eps": config_json.get("eps"),
-    }
-    return {k: v for k, v in known.items() if v is not None}
+def _stated(source: Source, config_json: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """What metadata (ours), or config.json (ours, diffusers' or Wan's) says; shapes outrank it."""
+    if CONFIG_KEY in source.metadata or config_json.get("kind") == "wan":
+        said: Any = config_json.get("config")
+        if CONFIG_KEY in source.metadata:
+            try:
+                said = json.loads(source.metadata[CONFIG_KEY])
+            except (TypeError, ValueError) as error:
+                raise CorruptFileError(f"{file}: its {CONFIG_KEY} metadata is no JSON ({error})") from error
+    else:
+        heads = config_json.get("num_attention_heads", config_json.get("num_heads"))
+        said = {"num_heads": heads, "text_len": config_json.get("text_len"), "eps": config_json.get("eps")}
+        said = {k: v for k, v in said.items() if v is not None}
+    if not isinstance(said, dict):
+        raise CorruptFileError(f"{file}: its config is {said!r}; expected a table")
+    said = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
+    model = WAN_VARIANTS["nano"]
+    for key, value in said.items():
+        kind = type(getattr(model, key, None))
+        wrong = not isinstance(value, kind) or (isinstance(value, int) and value < 0)
+        if wrong or (key == "camera" and value not in CAMERAS):
+            raise CorruptFileError(f"{file}: its config says {key} {value!r}; expected {kind.__name__} as in WanConfig")
+    return said
 
 
 def _variant(config: WanConfig) -> str | None:
-    plain = dataclasses.replace(config, camera="none", motion=False, camera_share=0.5)
+    plain = dataclasses.replace(config, camera="none", motion=False, actions=0, camera_share=0.5)
     return next((name for name, sizes in PUBLISHED.items() if sizes == plain), None)
 
 
@@ -247,9 +290,10 @@ def _layout(naming: Naming, group: str, roles: Counter[str], config_json: Mappin
     """Layout id (for the licence) and its title."""
     if naming is WORLDPLAY:
         return "worldplay", keymaps.LAYOUTS["worldplay"].title
-    if naming is OURS:
-        ours = config_json.get("kind") == "wan" or "camera" in roles or "motion" in roles
-        return ("worldline", "worldline") if ours else ("diffusers", "diffusers")
+    if naming is OURS or config_json.get("kind") == "wan":
+        return "worldline", "worldline"
+    if naming is DIFFUSERS:
+        return "diffusers", "diffusers"
     assert naming is WAN
     if "camera" in roles:
         return "minwm", "minWM" if group.startswith("generator") else keymaps.LAYOUTS["minwm-v0.2"].title

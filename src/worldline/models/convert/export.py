@@ -17,7 +17,7 @@ import torch
 from worldline.models.convert import keymaps
 from worldline.models.convert.detect import CONFIG_KEY, Recognised, Which, recognise
 from worldline.models.convert.errors import InDoubtError, KeysError, OutputError
-from worldline.models.convert.keymaps import OURS, WAN, Naming, Role
+from worldline.models.convert.keymaps import DIFFUSERS, OURS, WAN, Naming
 from worldline.models.convert.report import CheckpointReport
 from worldline.models.convert.safetensors_file import write_safetensors
 from worldline.models.convert.tensors import NAMES, TensorInfo
@@ -30,13 +30,11 @@ DTYPE_OPTIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16"
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of folder: its naming, its weights file, what it can hold beyond the base, and how it writes its config."""
+    """A kind of folder: its naming (which holds what it can name), its weights file, and how it writes its config."""
 
     naming: Naming
     weights: str
-    holds: frozenset[Role]
     config: Callable[[WanConfig, Collection[str]], dict[str, Any]]
-    fused: bool = False
 
 
 def _ours(cfg: WanConfig, names: Collection[str]) -> dict[str, Any]:
@@ -85,11 +83,16 @@ def _wan(cfg: WanConfig, names: Collection[str]) -> dict[str, Any]:
 
 
 TARGETS: dict[str, Target] = {
-    "worldline": Target(OURS, "model.safetensors", frozenset({"base", "camera", "motion"}), _ours, fused=True),
-    "diffusers": Target(OURS, "diffusion_pytorch_model.safetensors", frozenset({"base", "image"}), _diffusers),
-    "wan": Target(WAN, "diffusion_pytorch_model.safetensors", frozenset({"base", "image", "camera"}), _wan),
+    "worldline": Target(OURS, "model.safetensors", _ours),
+    "diffusers": Target(DIFFUSERS, "diffusion_pytorch_model.safetensors", _diffusers),
+    "wan": Target(WAN, "diffusion_pytorch_model.safetensors", _wan),
 }
-LEAVABLE: frozenset[str] = frozenset({"camera", "action", "motion"})
+# What may be left out, and what the config says then.
+LEAVABLE: dict[str, dict[str, Any]] = {
+    "camera": {"camera": "none"},
+    "motion": {"motion": False},
+    "action": {"actions": 0},
+}
 
 
 def convert(
@@ -118,21 +121,18 @@ def convert(
     """
     if to not in TARGETS:
         raise InDoubtError(f"target {to!r}; expected one of {', '.join(TARGETS)}")
-    if strange := set(leave_out) - LEAVABLE:
+    if strange := set(leave_out) - set(LEAVABLE):
         raise InDoubtError(f"cannot leave out {sorted(strange)}; expected some of {', '.join(sorted(LEAVABLE))}")
     if dtype is not None and dtype not in DTYPE_OPTIONS:
         raise InDoubtError(f"dtype {dtype!r}; expected one of {', '.join(DTYPE_OPTIONS)}")
     found, target = recognise(path, which=which, num_heads=num_heads), TARGETS[to]
     kept, config = _kept(found, to, frozenset(leave_out))
-    tensors, own = {}, {}
-    for ours in kept:
-        theirs = target.naming.theirs(ours)
-        assert theirs is not None, ours  # _kept leaves only roles that the target's naming holds
-        info = found.info(ours)
-        tensors[theirs], own[theirs] = _stored(info, dtype, ours), ours
+    tensors = {}
+    for theirs, ours in kept.items():
+        tensors[theirs] = _stored(found.info(ours), dtype, ours)
 
     def read(theirs: str) -> torch.Tensor:
-        tensor = found.read(own[theirs])
+        tensor = found.read(kept[theirs])
         return tensor.to(DTYPE_OPTIONS[dtype]) if dtype is not None and tensor.is_floating_point() else tensor
 
     card = {
@@ -146,6 +146,7 @@ def convert(
             "dtype": dtype or "as in the file",
         },
         "variant": found.report.variant,
+        **({"card_before": dict(found.card)} if found.card else {}),
     }
     metadata = {"format": "pt", CONFIG_KEY: json.dumps(dataclasses.asdict(config))}
     total, done = sum(info.nbytes for info in tensors.values()), 0
@@ -158,15 +159,15 @@ def convert(
 
     def fill(folder: Path) -> None:
         write_safetensors(folder / target.weights, tensors, read, metadata, advance)
-        (folder / "config.json").write_text(json.dumps(target.config(config, kept), indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(target.config(config, kept.values()), indent=2) + "\n")
         (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
     _appear_whole(Path(out_dir), total, fill)
     return found.report
 
 
-def _kept(found: Recognised, to: To, leave_out: frozenset[str]) -> tuple[list[str], WanConfig]:
-    """Our names of the tensors to write, in the model's order, and the config that goes with them."""
+def _kept(found: Recognised, to: To, leave_out: frozenset[str]) -> tuple[dict[str, str], WanConfig]:
+    """The target's name -> our name of every tensor to write, in the model's order, and the config that goes with them."""
     report, target = found.report, TARGETS[to]
     if report.faults:
         raise KeysError(
@@ -178,29 +179,24 @@ def _kept(found: Recognised, to: To, leave_out: frozenset[str]) -> tuple[list[st
             f"{report.file}: the number of attention heads is not in the weights (width {report.config.dim}) and no "
             "config.json beside them says it; give --heads (num_heads)"
         )
-    kept, homeless = [], set()
+    kept, homeless, config = {}, set(), report.config
     for ours in found.names:
-        role = keymaps.role(ours)
-        if role in leave_out:
-            continue
-        if role in target.holds:
-            kept.append(ours)
-        else:
-            homeless.add(str(role))
-    config = report.config
-    if "camera" in leave_out:
-        config = dataclasses.replace(config, camera="none")
-    elif config.camera == "fused" and not target.fused:
+        role, theirs = str(keymaps.role(ours)), target.naming.theirs(ours)
+        if role not in leave_out and theirs is not None:
+            kept[theirs] = ours
+        elif role not in leave_out:
+            homeless.add(role)
+    for role in leave_out:
+        config = dataclasses.replace(config, **LEAVABLE[role])
+    if config.camera == "fused" and to != "worldline":  # a camera without weights of its own
         homeless.add("camera")
     if homeless:
-        able = sorted(homeless & LEAVABLE)
-        mend = f"; to go on without, say --leave-out {' --leave-out '.join(able)}" if set(able) == homeless else ""
+        able = homeless <= set(LEAVABLE)
+        mend = f"; to go on without, say --leave-out {' --leave-out '.join(sorted(homeless))}" if able else ""
         raise KeysError(
             f"{report.file}: its {', '.join(sorted(homeless))} part has no place in a {to} model{mend}; "
             "the rest would not act as the whole did"
         )
-    if "motion" in leave_out:
-        config = dataclasses.replace(config, motion=False)
     return kept, config
 
 

@@ -55,14 +55,21 @@ IMAGE = (
     ("blocks.attn2.add_v_proj", "blocks.cross_attn.v_img"),
     ("blocks.attn2.norm_added_k", "blocks.cross_attn.norm_k_img"),
 )
-CAMERA = (("blocks.attn1.prope_o", "blocks.self_attn.prope_o"),)  # minWM, legacy and v0.2
+PROPE = "blocks.attn1.prope_o"
 ACTION = ("condition_embedder.action_embedder.linear_1", "condition_embedder.action_embedder.linear_2")
 MOTION = ("condition_embedder.motion_embedder.linear_1", "condition_embedder.motion_embedder.linear_2")
+CAMERA = (
+    PROPE,
+    "ray_embedding",
+    *(f"camera_embedder.{name}" for name in ("rows.linear_1", "rows.linear_2", "which")),
+    "blocks.norm3",
+    *(f"blocks.attn3.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0", "norm_q", "norm_k")),
+)
 
 ROLE_OF_STEM: dict[str, Role] = {
     **{ours: "base" for ours, _ in TOP + BLOCK},
     **{ours: "image" for ours, _ in IMAGE},
-    **{ours: "camera" for ours, _ in CAMERA},
+    **dict.fromkeys(CAMERA, "camera"),
     **dict.fromkeys(ACTION, "action"),
     **dict.fromkeys(MOTION, "motion"),
 }
@@ -120,11 +127,12 @@ def _same(stems: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     return tuple((stem, stem) for stem in stems)
 
 
-_PLAIN = _same(tuple(ours for ours, _ in TOP + BLOCK + IMAGE))
-OURS = Naming("diffusers", _PLAIN + _same(("blocks.attn1.prope_o",)) + _same(MOTION))
-WAN = Naming("wan", TOP + BLOCK + IMAGE + CAMERA)
-WORLDPLAY = Naming("worldplay", (*_PLAIN, ("blocks.attn1.prope_o", "blocks.attn1.to_out_prope.0"), *_same(ACTION)))
-NAMINGS = (OURS, WAN, WORLDPLAY)
+_BASE = _same(tuple(ours for ours, _ in TOP + BLOCK))
+DIFFUSERS = Naming("diffusers", _BASE + _same(tuple(ours for ours, _ in IMAGE)))
+OURS = Naming("worldline", _BASE + _same(CAMERA + ACTION + MOTION))
+WAN = Naming("wan", (*TOP, *BLOCK, *IMAGE, (PROPE, "blocks.self_attn.prope_o")))  # with minWM's camera, legacy and v0.2
+WORLDPLAY = Naming("worldplay", (*_BASE, (PROPE, "blocks.attn1.to_out_prope.0"), *_same(ACTION)))
+NAMINGS = (DIFFUSERS, OURS, WAN, WORLDPLAY)  # where two explain a file equally, the first is meant
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,8 @@ _SELF_FORCING = "Self-Forcing, Causal-Forcing or CausVid"
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout("diffusers", "diffusers or worldline", OURS),
+        Layout("diffusers", "diffusers", DIFFUSERS),
+        Layout("worldline", "worldline", OURS),
         Layout("wan", "original Wan", WAN),
         Layout("comfyui", "original Wan, single file", WAN, "", ("model", "diffusion_model")),
         Layout("self-forcing", _SELF_FORCING, WAN, "generator", ("model",)),

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from worldline.models.convert.errors import CorruptFileError, NotACheckpointError
-from worldline.models.convert.safetensors_file import SafetensorsFile
+from worldline.models.convert.safetensors_file import SafetensorsFile, looks_like_safetensors
 from worldline.models.convert.tensors import Source, TensorInfo
 from worldline.models.convert.torch_file import TorchFile
 
@@ -92,45 +92,54 @@ def _weights_of(folder: Path) -> Path:
 
 def open_source(path: Path) -> Source:
     """Open a located file."""
-    return Shards(path) if path.name.endswith(".index.json") else open_file(path)
+    try:
+        return Shards(path) if path.name.endswith(".index.json") else open_file(path)
+    except OSError as error:
+        raise NotACheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise CorruptFileError(f"{path.name} is nested without end; expected a table of tensors") from error
 
 
 def open_file(path: Path) -> Source:
-    """One weights file, told by its first bytes, not by its name."""
+    """One weights file, told by its first bytes."""
     with path.open("rb") as file:
         first = file.read(512)
+    if looks_like_safetensors(first):  # asked first, since the length that it begins with can be any bytes
+        return SafetensorsFile(path)
     if first.startswith(b"version https://git-lfs"):
         raise NotACheckpointError(f"{path.name} is a Git LFS pointer, not the weights; run `git lfs pull`")
     if first.lstrip()[:1] == b"<":
         raise NotACheckpointError(f"{path.name} is a web page, not weights: the download failed or needs a login")
     if first[:4] == b"GGUF":
         raise NotACheckpointError(f"{path.name} is a GGUF file; expected the unquantised safetensors or torch weights")
-    if first[:4] == b"PK\x03\x04" or first[:1] == b"\x80":
+    if first[:4] == b"PK\x03\x04" or (first[:1] == b"\x80" and first[1:2] <= b"\x05"):
+        if path.suffix == ".safetensors":  # torch.load goes by the name
+            raise NotACheckpointError(f"{path.name} is a file of torch.save under another name; rename it to .pt")
         return TorchFile(path)
-    if first[8:9] == b"{" or path.suffix == ".safetensors":
-        return SafetensorsFile(path)
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(path)  # says what is wrong with it
     raise NotACheckpointError(f"{path.name} begins with {first[:8]!r}: neither safetensors nor a file of torch.save")
 
 
-def described(weights: Path) -> tuple[dict[str, Any], str | None]:
-    """The config.json beside the weights (empty if there is none) and the licence that a card there states."""
+def described(weights: Path) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """What stands beside the weights: config.json and card.json (empty where absent), and the licence stated there."""
     folder = weights.parent
-    config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    licence = None
-    if (folder / "card.json").is_file():
-        licence = _read_json(folder / "card.json").get("licence")
+    config, card = (
+        _read_json(folder / name) if (folder / name).is_file() else {} for name in ("config.json", "card.json")
+    )
+    licence = card.get("licence")
     for readme in (folder / "README.md", folder.parent / "README.md"):
         if licence is None and readme.is_file():
             front = readme.read_text(errors="replace").split("---")
             found = re.search(r"^license(?:_name)?:\s*(\S.*)$", front[1], re.MULTILINE) if len(front) > 2 else None
             licence = found[1].strip() if found else None
-    return config, licence
+    return config, card, None if licence is None else str(licence)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path.name} is no JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise CorruptFileError(f"{path.name} is no JSON table; fetch it again")

@@ -31,7 +31,8 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         header, self._data_start = _read_header(path)
-        self.metadata: Mapping[str, str] = header.pop("__metadata__", {})
+        said = header.pop("__metadata__", {})
+        self.metadata: Mapping[str, str] = said if isinstance(said, dict) else {}
         self._offsets: dict[tuple[str, str], int] = {}
         self.groups: dict[str, dict[str, TensorInfo]] = {}
         end = 0
@@ -64,6 +65,11 @@ class SafetensorsFile:
         return (torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)).reshape(info.shape)
 
 
+def looks_like_safetensors(first: bytes) -> bool:
+    """Whether a file's first bytes are a believable header length and the beginning of a JSON table."""
+    return first[8:9] == b"{" and struct.unpack("<Q", first[:8])[0] <= MAX_HEADER
+
+
 def split_group(key: str) -> tuple[str, str]:
     """`generator_ema.blocks.0...` -> (`generator_ema`, `blocks.0...`); a key without such a word is in group ``."""
     head, dot, rest = key.partition(".")
@@ -82,7 +88,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         raw = file.read(length)
     try:
         header = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path.name}: its safetensors header is no JSON ({error}); fetch it again") from error
     if not isinstance(header, dict):
         raise CorruptFileError(f"{path.name}: its safetensors header is no table; fetch it again")

@@ -9,6 +9,7 @@ import pickletools
 import struct
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from worldline.models.convert.tensors import NAMES, TensorInfo
 SHELLED_PACKAGES = ("omegaconf.", "easydict.")
 SHELLED = frozenset(
     {f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "str", "bool", "object")}
-    | {"argparse.Namespace", "typing.Any", "pathlib.PosixPath", "pathlib.Path"}
+    | {"argparse.Namespace", "collections.defaultdict", "typing.Any", "pathlib.PosixPath", "pathlib.Path"}
 )
 
 HARMLESS = ("torch.", "collections.", "_codecs.")  # what plain tensors themselves need
@@ -47,8 +48,8 @@ class TorchFile:
         self._tensors: dict[tuple[str, str], Tensor] = {}
         extras = []
         for key, value in content.items():
-            found = list(_tensors(value, str(key))) if not isinstance(value, Mapping) else list(_tensors(value, ""))
-            group = str(key) if isinstance(value, Mapping) else ""
+            group, stem = (str(key), "") if isinstance(value, Mapping) else ("", str(key))
+            found = list(_tensors(value, stem, set()))
             for name, tensor in found:
                 self._tensors[group, name] = tensor
             if not found:
@@ -64,16 +65,14 @@ class TorchFile:
         return self._tensors[group, name].detach().contiguous()
 
 
-def _tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor below a value, with its dotted path."""
+def _tensors(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor below a value, with its dotted path. Each table and list is entered once, however often it is met."""
     if isinstance(value, Tensor):
         yield path, value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _tensors(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            yield from _tensors(inner, f"{path}.{i}" if path else str(i))
+    elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+        seen.add(id(value))
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _tensors(inner, f"{path}.{key}" if path else str(key), seen)
 
 
 def _load(path: Path, zipped: bool) -> Any:
@@ -82,7 +81,7 @@ def _load(path: Path, zipped: bool) -> Any:
             warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read is an error below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        if names := [n for n in named_globals(path) if not n.startswith(HARMLESS)]:
+        if names := [n for n in named_globals(path) if not (n.startswith(HARMLESS) or _shelled(n))]:
             raise _unsafe(path, names) from error
         raise CorruptFileError(
             f"{path.name} cannot be read as plain tensors ({_gist(error)}); fetch it again"
@@ -96,13 +95,25 @@ def _load(path: Path, zipped: bool) -> Any:
 def _shells(path: Path) -> list[Any]:
     """A shell class for every config class that the pickle names. Raises UnsafePickleError for any other name."""
     names = get_unsafe_globals_in_checkpoint(str(path))
-    if unsafe := [n for n in names if n not in SHELLED and not n.startswith(SHELLED_PACKAGES)]:
+    if unsafe := [n for n in names if not _shelled(n)]:
         raise _unsafe(path, unsafe)
     return [(_shell_class(name), name) for name in names]
 
 
-def _shell_class(name: str) -> type:
-    """A class that swallows whatever a pickle builds it with and keeps nothing."""
+def _shelled(name: str) -> bool:
+    return name in SHELLED or name.startswith(SHELLED_PACKAGES)
+
+
+def _empty_dict(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+def _shell_class(name: str) -> Any:
+    """What stands for a config class: it swallows whatever a pickle builds it with. Tables must be torch's idea of one."""
+    if name == "collections.defaultdict":
+        return _empty_dict
+    if name.startswith("easydict."):
+        return OrderedDict
 
     def new(cls: type, *args: Any, **kwargs: Any) -> Any:
         return object.__new__(cls)
@@ -110,8 +121,7 @@ def _shell_class(name: str) -> type:
     def swallow(self: Any, *args: Any) -> None:
         return None
 
-    body = {"__new__": new, "__init__": swallow, "__setstate__": swallow, "__setitem__": swallow, "append": swallow}
-    return type(name.rpartition(".")[2], (), body)
+    return type(name.rpartition(".")[2], (), {"__new__": new, "__init__": swallow, "__setstate__": swallow})
 
 
 def named_globals(path: Path) -> list[str]:
@@ -126,7 +136,7 @@ def named_globals(path: Path) -> list[str]:
         while stream.tell() < len(data):
             for opcode, argument, _ in pickletools.genops(stream):
                 if opcode.name == "GLOBAL":
-                    names.append(str(argument).replace(" ", "."))
+                    names.append(str(argument).replace(" ", ".").replace("__builtin__.", "builtins."))
                 elif opcode.name == "STACK_GLOBAL":
                     names.append(".".join(texts[-2:]))
                 elif isinstance(argument, str):

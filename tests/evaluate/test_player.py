@@ -64,6 +64,14 @@ def test_frame_zero_is_the_start_as_the_codec_shows_it(make, start):
     assert np.array_equal(player.play(start, paths(), ["", ""])[:, :1], shown)
 
 
+def test_a_stream_without_its_start_shows_the_same_later_frames(make, start):
+    whole = list(make().stream(start, paths(), ["a hall", "a cellar"]))
+    later = list(make().stream(start, paths(), ["a hall", "a cellar"], show_start=False))
+    assert len(later) == len(whole) - 1
+    for a, b in zip(later, whole[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_stream_is_the_chunk_loop_decoded_at_once(make, start):
     player = make()
     request = player.request(start, paths(), ["a", "b"], seed=3)

@@ -77,8 +77,7 @@ def _pixels(player: Player, episode: Episode) -> float:
     """Milliseconds from the request to the first generated frame on the host."""
 
     def first_frame() -> None:
-        frames = player.stream(episode.frames[:1], [episode.cameras], [episode.caption])
-        next(frames)  # the start frame
+        frames = player.stream(episode.frames[:1], [episode.cameras], [episode.caption], show_start=False)
         next(frames)  # already on the host: nothing to wait for
         frames.close()
 

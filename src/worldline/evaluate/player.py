@@ -86,12 +86,16 @@ class Player:
 
     @torch.no_grad()
     def stream(
-        self, starts: np.ndarray, cameras: list[CameraPath], captions: list[str], seed: int = 0
+        self, starts: np.ndarray, cameras: list[CameraPath], captions: list[str], seed: int = 0, *, show_start: bool = True
     ) -> Generator[np.ndarray, None, None]:
-        """What `play` returns, piece by piece as it becomes ready on the host: the start frame, then chunks (for a
-        bidirectional model, the frames of one latent after the other once the clip is done)."""
+        """What `play` returns, piece by piece as it becomes ready on the host: the start frame (unless `show_start` is
+        off: whoever gave it need not wait for it), then chunks (for a bidirectional model, the frames of one latent after
+        the other once the clip is done)."""
         request, state = self.request(starts, cameras, captions, seed), None
-        for latents in self._pieces(request):
+        if not show_start:
+            with self._autocast():
+                state = self.codec.state_after(request.prefix)
+        for latents in self._pieces(request, show_start):
             with self._autocast():
                 video, state = self.codec.decode_stream(latents, state)
             yield to_uint8(video)
@@ -137,9 +141,10 @@ class Player:
                 self.model, self.plan, request.text, negative=request.negative, cache="ring", capacity=capacity
             )
 
-    def _pieces(self, request: Request) -> Iterator[Tensor]:
-        """Latents in the order in which they may be decoded: the prefix, then what follows it."""
-        yield request.prefix
+    def _pieces(self, request: Request, prefix: bool) -> Iterator[Tensor]:
+        """Latents in the order in which they may be decoded: the prefix if asked for, then what follows it."""
+        if prefix:
+            yield request.prefix
         given = request.prefix.shape[1]
         if self.whole_clip:
             yield from self.sample_clip(request)[:, given:].split(1, dim=1)

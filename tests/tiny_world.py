@@ -10,21 +10,32 @@ from PIL import Image
 
 from tests.conftest import randomise
 from worldline.functional.masks import Visibility
+from worldline.models.codec import Codec
 from worldline.models.nano_vae import NanoVAE, NanoVAEConfig
 from worldline.models.registry import save_model
 from worldline.models.wan import WanConfig, WanModel
+from worldline.models.wan_vae import WanVAE, WanVAEConfig
 from worldline.stream.world import WorldConfig
 
 HEIGHT, WIDTH = 32, 48
 
 
-def write_tiny_world(root: Path, chunk: int = 1, window: int = 4, **changes) -> Path:
+def tiny_nano_vae() -> NanoVAE:
+    """The nano codec at a size for tests."""
+    return NanoVAE(NanoVAEConfig(latent_channels=4, encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8), blocks=1))
+
+
+def tiny_wan_vae() -> WanVAE:
+    """Wan2.1's codec at a size for tests."""
+    return WanVAE(WanVAEConfig((0.0,) * 4, (1.0,) * 4, encoder_width=4, decoder_width=4, blocks=1))
+
+
+def write_tiny_world(root: Path, chunk: int = 1, window: int = 4, codec: Codec | None = None, **changes) -> Path:
     """codec/, starts/ and world/ under `root`; returns the world's directory."""
     sizes = dict(dim=32, ffn_dim=48, num_heads=2, num_layers=2, text_dim=8, text_len=6, in_channels=4, out_channels=4)
     model = randomise(WanModel(WanConfig(**sizes, freq_dim=16, camera="fused")), std=0.25)
-    codec = NanoVAE(NanoVAEConfig(latent_channels=4, encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 8), blocks=1))
     save_model(model, root / "world", {"made": "tests"})
-    save_model(randomise(codec, seed=1, std=0.12), root / "codec")
+    save_model(randomise(codec or tiny_nano_vae(), seed=1, std=0.12), root / "codec")
     config = WorldConfig(
         visibility=Visibility(chunk=chunk, window=window, prefix=1),
         sigmas=(1.0, 0.9375),

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from tests.tiny_world import HEIGHT, WIDTH, write_tiny_world
+from tests.tiny_world import HEIGHT, WIDTH, tiny_wan_vae, write_tiny_world
 
 from worldline.functional.camera import cameras_of
 from worldline.rollout.loop import ChunkLoop
@@ -245,6 +245,18 @@ def test_rewind_forgets_the_last_chunks(engine):
     np.testing.assert_allclose(walk(session, (2, 3)), after, atol=1)
     with pytest.raises(WorldlineError, match="expected 0 to"):
         session.rewind(99)
+
+
+def test_a_codec_with_a_long_memory_streams_forks_and_rewinds(tmp_path):
+    engine = Engine.load(write_tiny_world(tmp_path, codec=tiny_wan_vae()), threads=1, warm=False)
+    session = engine.session("hall")
+    walk(session, range(3))
+    other = session.fork()
+    after = walk(session, (3, 4))
+    np.testing.assert_array_equal(walk(other, (3, 4)), after)
+    session.rewind(2)
+    np.testing.assert_allclose(walk(session, (3, 4)), after, atol=1)
+    assert np.abs(after[0].astype(int) - after[-1]).max() > 2  # frames that tell states apart
 
 
 def test_a_long_walk_is_reanchored_and_looks_the_same(engine, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 from typing import get_args
@@ -17,6 +18,7 @@ from worldline.models.convert.errors import InDoubtError, KeysError, OutputError
 from worldline.models.convert.keymaps import LAYOUTS
 from worldline.models.registry import load_model, save_model
 from worldline.models.wan import CameraMode, WanConfig, WanModel
+from worldline.nn.layers import sinusoidal_embedding
 from worldline.schema import TextEmbedding
 
 
@@ -182,6 +184,30 @@ def test_worldplay_keeps_its_actions_or_leaves_them_when_told(small_wan, tmp_pat
         convert(file, tmp_path / "wan", num_heads=2, to="wan")
     convert(file, tmp_path / "wan", num_heads=2, to="wan", leave_out=["action"])
     assert inspect(tmp_path / "wan").config.actions == 0
+
+
+@torch.no_grad()
+def test_worldplay_actions_act_as_they_do_there(their_class, small_wan, tmp_path):
+    """HY-WorldPlay adds TimestepEmbedding(sinusoid(label)) to the clock's embedding; here that is our actions."""
+    from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+
+    model = small_wan(actions=16)
+    save_model(model, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "theirs", to="diffusers", leave_out=["action"])
+    theirs = their_class.from_pretrained(tmp_path / "theirs")
+    embedder = TimestepEmbedding(in_channels=16, time_embed_dim=48)
+    embedder.load_state_dict(model.condition_embedder.action_embedder.state_dict())
+    label = torch.tensor([57.0])
+    added = embedder(Timesteps(num_channels=16, flip_sin_to_cos=True, downscale_freq_shift=0)(label))
+    theirs.condition_embedder.time_embedder.register_forward_hook(lambda module, args, out: out + added)
+    x, sigma, still = torch.randn(1, 3, 4, 6, 4), torch.tensor([0.4]), random_cameras(1, 3)
+    text = TextEmbedding(torch.randn(1, 6, 8), torch.ones(1, 6, dtype=torch.bool), "random")
+    reference = theirs(x.transpose(1, 2), 1000 * sigma, text.tokens, return_dict=False)[0].transpose(1, 2)
+    cameras = dataclasses.replace(still, actions=sinusoidal_embedding(label.expand(1, 3), 16))
+    got = model(x, sigma.expand(1, 3), model.text_context(text), cameras=cameras)
+    torch.testing.assert_close(got, reference, atol=1e-5, rtol=1e-5)
+    other = dataclasses.replace(still, actions=sinusoidal_embedding(label.expand(1, 3) - 1, 16))
+    assert (model(x, sigma.expand(1, 3), model.text_context(text), cameras=other) - got).abs().max() > 1e-3
 
 
 def image_model(tmp_path):

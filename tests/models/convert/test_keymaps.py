@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worldline.models.convert import keymaps
-from worldline.models.convert.detect import expected_shapes
 from worldline.models.convert.keymaps import LAYOUTS, NAMINGS
 from worldline.models.convert.published import PUBLISHED
+from worldline.models.convert.sizes import expected_shapes
 from worldline.models.wan import CameraMode
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from worldline.functional.camera import (
+    actions_of_motion,
     integrate,
     invert_se3,
     relative_motion,
@@ -115,3 +116,23 @@ def test_relative_motion_is_the_step_in_the_previous_axes():
     np.testing.assert_allclose(motion.numpy(), expected, atol=1e-9)
     world = torch.from_numpy(integrate(np.eye(4), 33, 5, (1, 2, 3)))
     torch.testing.assert_close(relative_motion(w2c @ world), motion, atol=1e-9, rtol=0)
+
+
+def test_actions_shown_by_a_motion():
+    c2w, expected = np.eye(4), []
+    path = [c2w]
+    for yaw, pitch, move, held in [
+        (3, 0, (0, 0, 0), {6}),
+        (0, -3, (0, 0, 0.1), {9, 4}),
+        (0, 0, (-0.1, 0, 0.1), {1, 4}),
+        (-3, 3, (0, 0.1, 0), {7, 8, 2}),
+        (0, 0, (0, 0, -0.1), {5}),
+        (0, 0, (0.005, 0, 0), set()),
+    ]:
+        c2w = integrate(c2w, yaw, pitch, move)
+        path.append(c2w)
+        expected.append(held)
+    motion = relative_motion(torch.linalg.inv(torch.from_numpy(np.stack(path))))
+    shown = actions_of_motion(motion)
+    assert shown.shape == (7, 10)
+    assert [set(row.nonzero().flatten().tolist()) for row in shown] == [set(), *expected]

@@ -153,8 +153,8 @@ def test_discrete_actions_start_silent_then_steer_their_own_frame(tiny_wan, tiny
     other = torch.nn.functional.one_hot(torch.tensor([[0, 1, 4]]), 5).float()
     one, two = (model(x, sigma, context, cameras=replace(poses, actions=a), mask=alone) for a in (held, other))
     assert (one - two).abs().amax(dim=(0, 2, 3, 4)).gt(1e-3).tolist() == [False, False, True]
-    with pytest.raises(ShapeError, match="none discrete actions; this model expects 5"):
-        model(x, sigma, context, cameras=poses)
+    with pytest.raises(ShapeError, match="10 discrete actions; this model expects 5"):
+        model(x, sigma, context, cameras=poses)  # read off the motion
     fresh = WanModel(model.config)
     torch.nn.init.normal_(fresh.proj_out.weight)
     a, b = (fresh(x, sigma, fresh.text_context(tiny_text()), cameras=replace(poses, actions=a)) for a in (held, other))

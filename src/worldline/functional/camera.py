@@ -45,6 +45,23 @@ def relative_motion(w2c: Tensor) -> Tensor:
     return torch.cat([motion.new_zeros(*motion.shape[:-2], 1, 6), motion], dim=-2).to(w2c.dtype)
 
 
+def actions_of_motion(motion: Tensor, move: float = 0.01, turn: float = 0.05) -> Tensor:
+    """Discrete actions that a camera's motion shows, as WorldPlay labels its data: motion [..., 6] of `relative_motion`
+    -> [..., 10], 1 where the frame moved (right, left, up, down, forward, back) or turned (right, left, up, down).
+
+    A step longer than `move` acts along each axis that it is within 60 degrees of; a turn acts above `turn` degrees.
+    """
+    rotation, step = motion[..., :3], motion[..., 3:]
+    length = step.norm(dim=-1, keepdim=True)
+    direction = torch.where(length > move, step / length.clamp_min(1e-9), 0.0)
+    along = torch.stack([direction[..., 0], -direction[..., 1], direction[..., 2]], dim=-1)  # OpenCV's y points down
+    turned = torch.rad2deg(
+        torch.stack([rotation[..., 1], rotation[..., 0]], dim=-1)
+    )  # about down: right; about right: up
+    pairs = [torch.stack([x > limit, x < -limit], dim=-1) for x, limit in ((along, 0.5), (turned, turn))]
+    return torch.cat(pairs, dim=-2).flatten(-2).to(motion.dtype)
+
+
 def relative_to_first(c2w: np.ndarray) -> np.ndarray:
     """c2w_i <- inv(c2w_0) c2w_i for [F, 4, 4]."""
     return np.linalg.inv(c2w[0]) @ c2w

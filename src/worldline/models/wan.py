@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from worldline.functional.camera import actions_of_motion
 from worldline.functional.prope import projection_matrices
 from worldline.functional.rays import plucker_rays
 from worldline.functional.rope import apply_rope, rope_angles
@@ -52,7 +53,7 @@ class WanConfig:
     camera: CameraMode = "none"
     camera_share: float = 0.5  # share of each head's dims that carry the camera in `fused`
     motion: bool = False  # also modulate every frame by the camera's motion since the frame before (AdaLN)
-    actions: int = 0  # and by its discrete actions, so many of them (AdaLN)
+    actions: int = 0  # and by so many discrete actions (AdaLN); 10 where they are read off the camera's motion
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:
@@ -74,6 +75,16 @@ class WanConfig:
 WAN_VARIANTS = {
     "nano": WanConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=6, text_dim=64, text_len=24),
     "wan2.1-t2v-1.3b": WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, text_dim=4096, text_len=512),
+    "wan2.2-ti2v-5b": WanConfig(
+        dim=3072,
+        ffn_dim=14336,
+        num_heads=24,
+        num_layers=30,
+        text_dim=4096,
+        text_len=512,
+        in_channels=48,
+        out_channels=48,
+    ),
 }
 
 
@@ -215,11 +226,12 @@ class ConditionEmbedder(nn.Module):
             return temb, self.time_proj(F.silu(temb)).unflatten(-1, (6, -1))
 
     def _actions(self, cameras: Cameras) -> Tensor:
+        """The actions that are given, or (where none are) those that the camera's motion shows."""
         width = self.action_embedder.linear_1.in_features
-        if cameras.actions is None or cameras.actions.shape[-1] != width:
-            found = "none" if cameras.actions is None else f"{cameras.actions.shape[-1]}"
-            raise ShapeError(f"{found} discrete actions; this model expects {width} a latent frame (cameras.actions)")
-        return cameras.actions.float()
+        actions = actions_of_motion(cameras.motion) if cameras.actions is None else cameras.actions
+        if actions.shape[-1] != width:
+            raise ShapeError(f"{actions.shape[-1]} discrete actions; this model expects {width} a latent frame")
+        return actions.float()
 
 
 class WanModel(Backbone):

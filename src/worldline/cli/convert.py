@@ -22,7 +22,7 @@ CONVERT = """\
   worldline convert Wan2.1-T2V-1.3B --out models/wan1b       original or diffusers weights to a worldline model
   worldline convert model.pt --out models/wm --which raw     a Self-Forcing or minWM file; EMA weights if not told
   worldline convert models/wan1b --out for-diffusers --to diffusers --dtype bfloat16
-  worldline convert worldplay.pt --out models/wp --leave-out action --licence "Tencent HY-WorldPlay community"
+  worldline convert models/wm --out plain --to wan --leave-out camera --licence Apache-2.0
 """
 
 
@@ -106,8 +106,8 @@ def convert(args: argparse.Namespace) -> int:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     console.print(f"{report.layout}, {_set_name(report.chosen)} -> {args.to} in {args.out}", highlight=False)
-    if args.licence is None:
-        console.print(f"licence: {report.licence}", highlight=False)
+    for line in [*report.notes, *([] if args.licence else [f"licence: {report.licence}"])]:
+        console.print(line, highlight=False)
     return 0
 
 
@@ -128,6 +128,8 @@ def _table(report: CheckpointReport) -> Table:
         "licence": report.licence,
         "verdict": f"not convertible: {report.faults}" if report.faults else "every key is explained",
     }
+    if report.notes:
+        rows["note"] = "\n".join(report.notes)
     if report.extras:
         rows["also holds"] = ", ".join(report.extras)
     table = Table(show_header=False)

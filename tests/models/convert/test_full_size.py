@@ -56,7 +56,7 @@ def hollow(path, config, layout, group):
             "generator.",
             "HY-WorldPlay 5B",
             889,
-            5_293_210_560,
+            5_293_225_152,
         ),
     ],
 )

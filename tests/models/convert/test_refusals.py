@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import struct
 import sys
 from collections import defaultdict
@@ -161,6 +162,30 @@ def test_truncated_files(small_wan, tmp_path, suffix, keep):
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * keep)])
     with pytest.raises(CorruptFileError):
         inspect(file)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "old torch"])
+def test_damaged_files_are_read_or_refused_in_our_words(small_wan, tmp_path, kind):
+    file = tmp_path / ("m.safetensors" if kind == "safetensors" else "m.pt")
+    state = small_wan("branch", num_layers=1).state_dict()
+    if kind == "old torch":
+        torch.save({"generator": in_layout(state, "self-forcing")}, file, _use_new_zipfile_serialization=False)
+    else:
+        write(file, state, "wan" if kind == "safetensors" else "self-forcing")
+    sound, rng, refused = file.read_bytes(), random.Random(0), 0
+    for _ in range(80):
+        damaged, at = bytearray(sound), rng.randrange(8000)
+        if rng.random() < 0.6:
+            for i in range(rng.randint(1, 4)):
+                damaged[at - i if rng.random() < 0.5 else -(at + 1)] = rng.randrange(256)
+        else:
+            del damaged[at : at + rng.randint(1, 40)]
+        file.write_bytes(damaged)
+        try:
+            inspect(file, num_heads=2)
+        except ConvertError:
+            refused += 1
+    assert refused > 20
 
 
 def test_lying_safetensors_headers(tmp_path):

@@ -15,11 +15,13 @@ from typing import Any, Literal
 import torch
 
 from worldline.models.convert import keymaps
-from worldline.models.convert.detect import CONFIG_KEY, Recognised, Which, recognise
+from worldline.models.convert.detect import Recognised, recognise
 from worldline.models.convert.errors import InDoubtError, KeysError, OutputError
+from worldline.models.convert.families import Which
 from worldline.models.convert.keymaps import DIFFUSERS, OURS, WAN, Naming
 from worldline.models.convert.report import CheckpointReport
 from worldline.models.convert.safetensors_file import write_safetensors
+from worldline.models.convert.sizes import CONFIG_KEY
 from worldline.models.convert.tensors import NAMES, TensorInfo
 from worldline.models.wan import WanConfig
 
@@ -146,6 +148,7 @@ def convert(
             "dtype": dtype or "as in the file",
         },
         "variant": found.report.variant,
+        **({"notes": list(found.report.notes)} if found.report.notes else {}),
         **({"card_before": dict(found.card)} if found.card else {}),
     }
     metadata = {"format": "pt", CONFIG_KEY: json.dumps(dataclasses.asdict(config))}

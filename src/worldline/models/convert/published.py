@@ -33,3 +33,13 @@ def licence_of(layout: str, camera: bool) -> str:
     if layout in ("self-forcing", "minwm"):
         return f"{UNSAID}; Self-Forcing, Causal-Forcing and minWM publish {APACHE}, CausVid CC-BY-NC-SA-4.0"
     return UNSAID
+
+
+NOTES: dict[str, tuple[str, ...]] = {
+    "worldplay": (
+        "its action labels (9 translation + rotation, 0 to 80) go in as cameras.actions = sinusoidal_embedding(label, "
+        "width of the actions)",
+        "its camera branch has our names and form; its outputs were not compared with HY-WorldPlay's own",
+    ),
+    "minwm": ("minWM's own Wan inference sets fx = fy = 0.5; it was trained with the intrinsics of its data",),
+}

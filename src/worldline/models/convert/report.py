@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from worldline.models.convert.errors import some
 from worldline.models.wan import WanConfig
 
 
@@ -50,12 +51,12 @@ class CheckpointReport:
     misshapen: tuple[str, ...]
     licence: str
     extras: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What one should know who uses these weights."""
 
     @property
     def faults(self) -> str:
         """What stands against a conversion, in one line; empty if nothing does."""
-        from worldline.models.convert.errors import some
-
         parts = [
             f"{len(keys)} {word} ({some(keys)})"
             for keys, word in (

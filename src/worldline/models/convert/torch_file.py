@@ -6,7 +6,6 @@ import contextlib
 import io
 import pickle
 import pickletools
-import struct
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -88,7 +87,7 @@ def _load(path: Path, zipped: bool) -> Any:
         ) from error
     except UnsafePickleError:
         raise
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError, struct.error) as error:
+    except Exception as error:  # a broken file fails anywhere inside torch, with any type
         raise CorruptFileError(f"{path.name} is no whole torch file ({_gist(error)}); fetch it again") from error
 
 
@@ -126,13 +125,16 @@ def _shell_class(name: str) -> Any:
 
 def named_globals(path: Path) -> list[str]:
     """Every `module.name` that the pickles of a file mention, found by reading their opcodes, not by obeying them."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            data = b"".join(archive.read(n) for n in archive.namelist() if n.endswith("data.pkl"))
-    else:
-        data = path.read_bytes()
-    stream, names, texts = io.BytesIO(data), [], [""]
-    with contextlib.suppress(ValueError, IndexError, UnicodeDecodeError):  # the raw tensors after the last pickle
+    names: list[str] = []
+    texts = [""]
+    # What cannot be parsed ends the search: the raw tensors after the last pickle, or a broken archive.
+    with contextlib.suppress(ValueError, IndexError, zipfile.BadZipFile):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                data = b"".join(archive.read(n) for n in archive.namelist() if n.endswith("data.pkl"))
+        else:
+            data = path.read_bytes()
+        stream = io.BytesIO(data)
         while stream.tell() < len(data):
             for opcode, argument, _ in pickletools.genops(stream):
                 if opcode.name == "GLOBAL":

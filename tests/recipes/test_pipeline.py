@@ -11,10 +11,12 @@ import torch
 
 from worldline.methods.finetune import Finetune
 from worldline.models.registry import load_model, weights_hash
+from worldline.recipes.bundle import bundle
 from worldline.recipes.graph import Interrupted
 from worldline.recipes.load import load_recipe
 from worldline.recipes.pipeline import run
-from worldline.schema import WorldlineError
+from worldline.schema import Controls, WorldlineError
+from worldline.stream.engine import Engine
 from worldline.stream.world import WorldConfig, read_starts
 
 STAGES = ["camera", "ar", "ode", "cd", "dmd"]
@@ -56,6 +58,11 @@ def test_the_whole_chain_makes_a_world_and_runs_once(smallest, tmp_path):
     card = json.loads((result.world / "card.json").read_text())
     assert card["licence"] == "Apache-2.0"
     assert card["stage"] == "dmd"
+
+    assets = bundle(tmp_path / "run", tmp_path / "assets", codec=tmp_path / "run/codec/model")
+    session = Engine.load(assets / "world", threads=1, warm=False).session(seed=1)
+    assert session.step(Controls.still(4)).shape == (4, 32, 32, 3)
+    assert str(tmp_path) not in (assets / "world/card.json").read_text(), "where parts lay is nobody's business"
 
     # Every stage moved the weights it started from.
     digests = [weights_hash(tmp_path / "run" / stage / "model") for stage in ["base", *STAGES]]

@@ -1,10 +1,11 @@
-"""`python -m worldline.recipes.bundle RUN`: make the bundled assets of a finished run of recipe `nano`.
+"""`python -m worldline.recipes.bundle RUN [--codec DIR]`: make the bundled assets of a finished run of recipe `nano`.
 
 Weights are stored in bf16 (the models compute in it; masters stay with the run), each with its card.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
@@ -22,7 +23,8 @@ LIMIT_MB = 60
 
 
 def bundle(run: Path, out: Path = ASSETS / LINE, *, codec: Path | None = None) -> Path:
-    """Copy codec, base, world and start images of `run` to `out`. Raises WorldlineError where a part is missing or the
+    """Copy codec, base, world and start images of `run` to `out`. codec: another one of the same latents (its decoder
+    trained further). Raises WorldlineError where a part is missing or the
     whole exceeds what may ship."""
     world = run / "world"
     if not (world / "world.json").is_file():
@@ -43,4 +45,11 @@ def bundle(run: Path, out: Path = ASSETS / LINE, *, codec: Path | None = None) -
 
 
 if __name__ == "__main__":
-    bundle(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(prog="python -m worldline.recipes.bundle", description="Make the bundled assets.")
+    parser.add_argument("run", type=Path, help="a finished run directory")
+    parser.add_argument("--codec", type=Path, help="ship this codec, whose latents are the run's")
+    asked = parser.parse_args()
+    try:
+        bundle(asked.run, codec=asked.codec)
+    except WorldlineError as error:
+        sys.exit(f"error: {error}")

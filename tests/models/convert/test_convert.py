@@ -275,6 +275,15 @@ def test_a_folder_appears_whole_or_not_at_all(small_wan, tmp_path, monkeypatch):
     assert seen[-1][0] == seen[-1][1] == inspect(file).nbytes
     with pytest.raises(OutputError, match="exists already"):
         convert(file, tmp_path / "o" / "out", num_heads=2)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("os.fsync", full)
+        with pytest.raises(OutputError, match="No space left"):
+            convert(file, tmp_path / "o" / "full", num_heads=2)
+    assert [p.name for p in (tmp_path / "o").iterdir()] == ["out"]
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(OutputError, match="GB free"):
         convert(file, tmp_path / "o" / "more", num_heads=2)

@@ -21,11 +21,13 @@ from worldline.models.convert import convert, inspect
 from worldline.models.convert.errors import (
     ConvertError,
     CorruptFileError,
+    InDoubtError,
     KeysError,
     NotACheckpointError,
     UnknownFamilyError,
     UnsafePickleError,
 )
+from worldline.models.registry import save_model
 from worldline.schema import WorldlineError
 
 
@@ -243,6 +245,13 @@ def test_unknown_missing_and_misshapen_keys_are_all_listed(small_wan, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_tensors_without_size(small_wan, tmp_path):
+    state = {k: torch.zeros([0] * v.ndim) for k, v in in_layout(small_wan().state_dict(), "wan").items()}
+    save_file(state, tmp_path / "m.safetensors")
+    with pytest.raises(KeysError, match="a size of the model is zero"):
+        inspect(tmp_path / "m.safetensors")
+
+
 def test_two_names_for_one_tensor(small_wan, tmp_path):
     state = in_layout(small_wan().state_dict(), "wan")
     state["model.patch_embedding.bias"] = state["patch_embedding.bias"].clone()
@@ -256,6 +265,18 @@ def test_an_incomplete_camera_is_not_taken_for_none(small_wan, tmp_path):
     del state["blocks.1.attn1.prope_o.bias"]
     write(tmp_path / "m.pt", state, "self-forcing")
     assert inspect(tmp_path / "m.pt", num_heads=2).missing == ("blocks.1.attn1.prope_o.bias",)
+
+
+def test_absent_blocks_and_parts_show_as_missing(small_wan, tmp_path):
+    model = small_wan("none", motion=True, actions=3)
+    save_model(model, tmp_path / "m")
+    for gone in ("blocks.1.", "motion_embedder", "action_embedder"):
+        state = {k: v for k, v in model.state_dict().items() if gone not in k}
+        save_file(state, tmp_path / "m" / "model.safetensors")
+        missing = inspect(tmp_path / "m").missing
+        assert missing == tuple(sorted(k for k in model.state_dict() if gone in k))
+    with pytest.raises(InDoubtError, match="-2 attention heads"):
+        inspect(tmp_path / "m", num_heads=-2)
 
 
 def test_shards_that_are_lost_or_lead_astray(small_wan, tmp_path):
@@ -293,6 +314,7 @@ def test_folders_without_weights(tmp_path):
         ({"num_attention_heads": "two"}, "num_heads 'two'; expected int"),
         ({"num_attention_heads": 5}, "dim 48 over 5 heads"),
         ({"kind": "wan", "config": {"camera": "magic"}}, "camera 'magic'"),
+        ({"num_layers": 10**9}, "num_layers 1000000000"),
         ({"kind": "wan", "config": {"wings": 2}}, "wings 2"),
         ({"kind": "wan", "config": 7}, "expected a table"),
     ],

@@ -129,9 +129,7 @@ def convert(
         raise InDoubtError(f"dtype {dtype!r}; expected one of {', '.join(DTYPE_OPTIONS)}")
     found, target = recognise(path, which=which, num_heads=num_heads), TARGETS[to]
     kept, config = _kept(found, to, frozenset(leave_out))
-    tensors = {}
-    for theirs, ours in kept.items():
-        tensors[theirs] = _stored(found.info(ours), dtype, ours)
+    tensors = {theirs: _stored(found.info(ours), dtype, ours) for theirs, ours in kept.items()}
 
     def read(theirs: str) -> torch.Tensor:
         tensor = found.read(kept[theirs])
@@ -226,6 +224,7 @@ def _appear_whole(out: Path, nbytes: int, fill: Callable[[Path], None]) -> None:
         partial.chmod(0o755)
         fill(partial)
         os.replace(partial, out)
-    except BaseException:
+    except OSError as error:
+        raise OutputError(f"writing to {out} failed: {error.strerror or error}") from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise

@@ -11,13 +11,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from worldline.models.convert import keymaps
-from worldline.models.convert.errors import CorruptFileError, KeysError
+from worldline.models.convert.errors import CorruptFileError, InDoubtError, KeysError
 from worldline.models.convert.published import PUBLISHED
 from worldline.models.convert.tensors import Source, TensorInfo
 from worldline.models.wan import WAN_VARIANTS, CameraMode, WanConfig, WanModel
 from worldline.schema import WorldlineError
 
 CONFIG_KEY = "worldline"  # our metadata entry in the files that we write
+MAX_LAYERS = 1000  # a false number in a config must not have us build a model without end
 CAMERAS = get_args(CameraMode)
 CAMERA_OF_STEM: dict[str, CameraMode] = {
     keymaps.PROPE: "branch",
@@ -64,26 +65,33 @@ def config_of(
             f"{file}: the sizes of the model cannot be told ({error}); expected patch embedding, embedders, first block "
             "and head; is it one shard of several?"
         ) from error
-    layers = len({k.split(".")[1] for k in infos if k.startswith("blocks.")})
+    if min(dim, in_channels, text, freq, ffn, out, t, h, w) < 1:
+        raise KeysError(f"{file}: a size of the model is zero; expected the weights themselves, not placeholders")
+    counted = len({k.split(".")[1] for k in infos if k.startswith("blocks.")})
     stated = _stated(source, config_json, file)
     twin = next((c for c in PUBLISHED.values() if (c.dim, c.ffn_dim) == (dim, ffn)), None)
     heads = num_heads or stated.get("num_heads") or (twin.num_heads if twin else None)
-    action = infos.get("condition_embedder.action_embedder.linear_1.weight")
+    if heads is not None and heads < 1:
+        raise InDoubtError(f"{file}: {heads} attention heads; expected a number from 1 that divides the width {dim}")
     seen = {
         "dim": dim,
         "ffn_dim": ffn,
-        "num_layers": layers,
+        # What is said, or is usual at this width, outranks the count: blocks that are absent must show as missing.
+        "num_layers": stated.get("num_layers") or max(counted, twin.num_layers if twin else 0),
         "in_channels": in_channels,
         "out_channels": out // max(1, t * h * w),
         "patch_size": (t, h, w),
         "text_dim": text,
         "freq_dim": freq,
-        "motion": any(keymaps.role(k) == "motion" for k in infos),
-        "actions": action.shape[-1] if action is not None and action.shape else 0,
     }
     for stem, camera in CAMERA_OF_STEM.items():
         if any(keymaps.split(k)[1] == stem for k in infos):
             seen["camera"] = camera
+    if any(keymaps.role(k) == "motion" for k in infos):
+        seen["motion"] = True
+    action = infos.get("condition_embedder.action_embedder.linear_1.weight")
+    if action is not None:
+        seen["actions"] = action.shape[-1] if action.shape else 0
     text_len = twin.text_len if twin else 512
     try:
         return WanConfig(**{"text_len": text_len, **stated, **seen, "num_heads": heads or 1}), heads is not None
@@ -92,7 +100,7 @@ def config_of(
 
 
 def _stated(source: Source, config_json: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """What metadata (ours), or config.json (ours, diffusers' or Wan's) says; shapes outrank it."""
+    """What metadata (ours), or config.json (ours, diffusers' or Wan's) says; what shapes show outranks it."""
     if CONFIG_KEY in source.metadata or config_json.get("kind") == "wan":
         said: Any = config_json.get("config")
         if CONFIG_KEY in source.metadata:
@@ -102,7 +110,7 @@ def _stated(source: Source, config_json: Mapping[str, Any], file: str) -> dict[s
                 raise CorruptFileError(f"{file}: its {CONFIG_KEY} metadata is no JSON ({error})") from error
     else:
         heads = config_json.get("num_attention_heads", config_json.get("num_heads"))
-        said = {"num_heads": heads, "text_len": config_json.get("text_len"), "eps": config_json.get("eps")}
+        said = {"num_heads": heads, **{key: config_json.get(key) for key in ("num_layers", "text_len", "eps")}}
         said = {k: v for k, v in said.items() if v is not None}
     if not isinstance(said, dict):
         raise CorruptFileError(f"{file}: its config is {said!r}; expected a table")
@@ -111,6 +119,7 @@ def _stated(source: Source, config_json: Mapping[str, Any], file: str) -> dict[s
     for key, value in said.items():
         kind = type(getattr(model, key, None))
         wrong = not isinstance(value, kind) or (isinstance(value, int) and value < 0)
+        wrong |= key == "num_layers" and value > MAX_LAYERS
         if wrong or (key == "camera" and value not in CAMERAS):
             raise CorruptFileError(f"{file}: its config says {key} {value!r}; expected {kind.__name__} as in WanConfig")
     return said

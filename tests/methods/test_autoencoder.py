@@ -35,7 +35,7 @@ def test_a_frozen_encoder_gets_no_gradient_and_the_decoder_the_same_one(codec, b
     losses(codec, batch)["loss"].backward()
     whole = {k: p.grad.clone() for k, p in codec.named_parameters() if p.grad is not None}
     codec.zero_grad(set_to_none=True)
-    losses(codec, batch, train_encoder=False)["loss"].backward()
+    losses(codec, batch, trains="decoder")["loss"].backward()
     for name, p in codec.named_parameters():
         if name.startswith("encoder."):
             assert p.grad is None, name
@@ -53,3 +53,11 @@ def test_fields_are_held_to_the_cameras_turns(codec, batch):
     with torch.no_grad():
         codec.decoder.motion.out.bias += 0.05  # frames lie to the right
     assert losses(codec, batch)["field"] != losses(codec, mirrored)["field"]
+
+
+def test_motion_alone_learns_its_fields_and_nothing_else(codec, batch):
+    for p in codec.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    losses(codec, batch, trains="motion")["loss"].backward()
+    learns = {name for name, p in codec.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert learns == {name for name, _ in codec.named_parameters() if name.startswith("decoder.motion.")}

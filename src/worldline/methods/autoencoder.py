@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from worldline.functional.warp import turning_field
 from worldline.models.nano_vae import NanoVAE
+
+FIELD_UNIT = 100.0  # displacements are about a hundredth of half the picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,9 @@ class AutoencoderConfig:
     smooth_weight: float = 0.01  # L1 between latents of neighbouring frames: calm codes are easier to generate
     motion_weight: float = 2.0  # L1 of differences between frames: motion inside a group counts
     field_weight: float = 10.0  # L1 between the decoder's displacement fields and those of the camera's known turns
-    train_encoder: bool = True  # off: the decoder alone learns, and every latent stays what it is
+    # Which part learns. Without the encoder every latent stays what it is, and so do the models trained on them;
+    # `motion` is the decoder's displacement fields alone, by their squared error (L1 leaves them a tenth too small).
+    trains: Literal["all", "decoder", "motion"] = "all"
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,13 @@ def autoencoder_loss(
 ) -> dict[str, Tensor]:
     """Returns `loss` and its parts. Windows of one frame have no motion terms."""
     video = batch.video
-    with torch.set_grad_enabled(cfg.train_encoder and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(cfg.trains == "all" and torch.is_grad_enabled()):
         z = model.encode_raw(video)
-    noise = torch.randn(z.shape, generator=rng).to(z) * cfg.latent_noise * z.detach().std()
-    recon = model.decode_raw(z + noise, None).float()
+    z_noisy = z + torch.randn(z.shape, generator=rng).to(z) * cfg.latent_noise * z.detach().std()
+    if cfg.trains == "motion":
+        error = _field_error(model, z_noisy, batch, learns_features=False)
+        return {"loss": FIELD_UNIT**2 * error.square().mean(), "field": error.detach().abs().mean()}
+    recon = model.decode_raw(z_noisy, None).float()
     error = recon - video
     pixel = error.abs().mean()
     gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
@@ -59,8 +67,7 @@ def autoencoder_loss(
     loss = pixel + cfg.gradient_weight * gradient + cfg.latent_weight * latent + cfg.smooth_weight * smooth
     field = z.new_zeros(())
     if z.shape[1] > 1:
-        target = turning_field(turns_in_group(batch.yaw, model.config.stride), batch.K, *z.shape[-2:])
-        field = (model.motion_fields(z + noise).float() - target).abs().mean()
+        field = _field_error(model, z_noisy, batch).abs().mean()
         loss = loss + cfg.motion_weight * error.diff(dim=1).abs().mean() + cfg.field_weight * field
     mse = F.mse_loss(recon.detach().clamp(-1, 1), video) / 4  # on [0, 1]
     return {
@@ -70,6 +77,12 @@ def autoencoder_loss(
         "field": field.detach(),
         "psnr": -10 * mse.log10(),
     }
+
+
+def _field_error(model: NanoVAE, z: Tensor, batch: PixelBatch, *, learns_features: bool = True) -> Tensor:
+    """Displacement fields of raw latents z less those of the camera's turns [B, T - 1, stride, 2, H, W]."""
+    target = turning_field(turns_in_group(batch.yaw, model.config.stride), batch.K, *z.shape[-2:])
+    return model.motion_fields(z, learns_features=learns_features).float() - target
 
 
 @torch.no_grad()

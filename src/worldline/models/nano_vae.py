@@ -203,10 +203,12 @@ class NanoVAE(Codec):
             frames.append(rearrange(later, "(b t) (r c) h w -> b (t r) c h w", b=B, r=self.config.stride))
         return torch.cat(frames, dim=1)
 
-    def motion_fields(self, z: Tensor) -> Tensor:
-        """Displacement of every frame of every group of raw latents [B, T, C, H, W]: [B, T - 1, stride, 2, H, W]."""
+    def motion_fields(self, z: Tensor, *, learns_features: bool = True) -> Tensor:
+        """Displacement of every frame of every group of raw latents [B, T, C, H, W]: [B, T - 1, stride, 2, H, W].
+        learns_features: whether gradients go on into the decoder's trunk."""
         pairs = torch.cat([z[:, 1:], z[:, :-1]], dim=2).flatten(0, 1)
-        features = F.relu(self.decoder.trunk[: self.decoder.coarse](pairs))
+        with torch.set_grad_enabled(learns_features and torch.is_grad_enabled()):
+            features = F.relu(self.decoder.trunk[: self.decoder.coarse](pairs))
         fields = self.decoder.motion(features, *pairs.chunk(2, dim=1))
         return rearrange(fields, "(b t) (r d) h w -> b t r d h w", b=len(z), d=2)
 

@@ -9,7 +9,7 @@ import pytest
 
 from worldline.cli import main
 
-COMMANDS = ["demo", "run", "play", "bench", "data", "models", "recipes"]
+COMMANDS = ["demo", "run", "play", "generate", "bench", "data", "inspect-checkpoint", "convert", "models", "recipes"]
 
 
 @pytest.mark.parametrize(

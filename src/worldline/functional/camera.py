@@ -22,11 +22,9 @@ def rotation_pitch(degrees: float) -> np.ndarray:
 
 
 def invert_se3(m: Tensor) -> Tensor:
-    """Inverse of rigid transforms [..., 4, 4] by transposition, exact in the rotation."""
+    """Inverse of rigid transforms [..., 4, 4] by transposition, exact in the rotation; the last row is its own inverse."""
     R, t = m[..., :3, :3].transpose(-1, -2), m[..., :3, 3:]
-    top = torch.cat([R, -R @ t], dim=-1)
-    bottom = m.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*m.shape[:-2], 1, 4)
-    return torch.cat([top, bottom], dim=-2)
+    return torch.cat([torch.cat([R, -R @ t], dim=-1), m[..., 3:, :]], dim=-2)
 
 
 def relative_motion(w2c: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ def rope_angles(pos: Tensor, head_dim: int, theta: float = 1e4) -> tuple[Tensor,
     sizes = (d2 - 2 * (d2 // 3), d2 // 3, d2 // 3)
     parts = []
     for axis, n in enumerate(sizes):
-        freq = theta ** (-torch.arange(n, dtype=torch.float64) / max(n, 1))
-        parts.append(pos[:, axis, None].double().cpu() * freq)
+        freq = theta ** (-torch.arange(n, dtype=torch.float64, device=pos.device) / max(n, 1))
+        parts.append(pos[:, axis, None].double() * freq)
     angle = torch.cat(parts, dim=-1)
     return angle.cos().float(), angle.sin().float()
 

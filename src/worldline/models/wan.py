@@ -299,13 +299,13 @@ class WanModel(Backbone):
 
     def rope(self, positions: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
         """positions: latent index of every frame [T] -> (cos, sin) for T rows cols tokens, frame-major."""
-        t = positions.double()
-        grid = torch.stack(
-            torch.meshgrid(t, torch.arange(rows, dtype=t.dtype), torch.arange(cols, dtype=t.dtype), indexing="ij"),
-            dim=-1,
-        )
-        cos, sin = rope_angles(grid.flatten(0, 2), self.config.head_dim)
         device = self.proj_out.weight.device
+        # Angles are formed where the model is, as a copy from the host would wait for it; `mps` has no float64.
+        where = torch.device("cpu") if device.type == "mps" else device
+        t = positions.to(where, torch.float64, non_blocking=True)
+        y, x = (torch.arange(n, dtype=t.dtype, device=where) for n in (rows, cols))
+        grid = torch.stack(torch.meshgrid(t, y, x, indexing="ij"), dim=-1)
+        cos, sin = rope_angles(grid.flatten(0, 2), self.config.head_dim)
         return cos.to(device), sin.to(device)
 
     def forward(
@@ -332,7 +332,7 @@ class WanModel(Backbone):
             raise ShapeError(f"{cameras.w2c.shape[1]} cameras for {T} latent frames; expected one a frame")
         if positions is None:
             start = 0 if cache is None else cache.frames
-            positions = torch.arange(start, start + T)
+            positions = torch.arange(start, start + T, device=x.device)
         rows, cols = H // ph, W // pw
         tokens = self.patch_embedding(rearrange(x, "b t c h w -> b c t h w"))
         h = rearrange(tokens, "b d t h w -> b t (h w) d").float()  # [B, T, S, D]
@@ -341,7 +341,8 @@ class WanModel(Backbone):
         if cameras is not None and self.config.camera in ("branch", "fused"):
             matrices = CameraMatrices.from_cameras(cameras, self.config.head_dim, self.config.camera_dims)
         elif cameras is not None and self.config.camera == "plucker":
-            rays = plucker_rays(cameras.w2c.float(), cameras.K.float(), H, W)
+            with torch.autocast(x.device.type, enabled=False):
+                rays = plucker_rays(cameras.w2c.float(), cameras.K.float(), H, W)
             h = h + rearrange(self.ray_embedding(rays.transpose(1, 2)), "b d t h w -> b t (h w) d")
         elif cameras is not None and self.config.camera == "cross":
             camera_tokens = self.camera_embedder(cameras)

@@ -317,7 +317,7 @@ def test_trainer_trains_the_roles_of_one_base(tiny_wan, clip_batch, empty_prompt
     method = DMDConfig(critic_updates=2).build(
         *three_roles(base), RolloutPlan.few_step(Visibility(chunk=1, prefix=1)), empty_prompt
     )
-    cfg = TrainConfig(steps=2, batch_size=2, warmup=1, precision="fp32", log_every=1)
+    cfg = TrainConfig(steps=2, batch_size=2, warmup=1, log_every=1)
     adapted = {k: v.clone() for k, v in base.state_dict().items() if ".lora_" in k}
 
     class Same:

@@ -86,7 +86,13 @@ class Player:
 
     @torch.no_grad()
     def stream(
-        self, starts: np.ndarray, cameras: list[CameraPath], captions: list[str], seed: int = 0, *, show_start: bool = True
+        self,
+        starts: np.ndarray,
+        cameras: list[CameraPath],
+        captions: list[str],
+        seed: int = 0,
+        *,
+        show_start: bool = True,
     ) -> Generator[np.ndarray, None, None]:
         """What `play` returns, piece by piece as it becomes ready on the host: the start frame (unless `show_start` is
         off: whoever gave it need not wait for it), then chunks (for a bidirectional model, the frames of one latent after

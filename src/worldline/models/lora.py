@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, Literal, TypeVar
@@ -221,7 +221,7 @@ def use_adapter(model: nn.Module, adapter: str | None) -> Iterator[None]:
         yield
 
 
-def adapters_off(model: nn.Module) -> Any:
+def adapters_off(model: nn.Module) -> AbstractContextManager[None]:
     """Context in which the frozen base answers alone: the teacher of its own adapters."""
     return use_adapter(model, None)
 

@@ -9,7 +9,19 @@ import pytest
 
 from worldline.cli import main
 
-COMMANDS = ["demo", "run", "play", "generate", "bench", "data", "inspect-checkpoint", "convert", "models", "recipes"]
+COMMANDS = [
+    "demo",
+    "run",
+    "plan",
+    "play",
+    "generate",
+    "bench",
+    "data",
+    "inspect-checkpoint",
+    "convert",
+    "models",
+    "recipes",
+]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from worldline.cli import bench, convert, data, demo, generate, play, run, shelf
+from worldline.cli import bench, convert, data, demo, generate, plan, play, run, shelf
 
 EPILOG = """\
 examples:
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     top.add_argument("--version", action="store_true", help="print the version and leave")
     subcommands = top.add_subparsers(metavar="COMMAND")
-    for module in (demo, run, play, generate, bench, data, convert, shelf):
+    for module in (demo, run, plan, play, generate, bench, data, convert, shelf):
         module.add(subcommands)
     return top
 

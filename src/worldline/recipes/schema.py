@@ -20,7 +20,7 @@ from worldline.models.nano_vae import NanoVAEConfig
 from worldline.models.registry import variant
 from worldline.models.wan import CameraMode, WanConfig
 from worldline.recipes.builder import Place, RecipeError, convert, did_you_mean
-from worldline.schema import WorldlineError
+from worldline.schema import TimeGrid, WorldlineError
 from worldline.train.config import TrainConfig
 
 Kind = Literal["finetune", "teacher_forcing", "ode", "consistency", "dmd"]
@@ -44,10 +44,25 @@ BUILT_IN = ("data", "episodes", "encode", "codec", "base", "world", "evaluate", 
 
 
 @dataclass(frozen=True, kw_only=True)
+class VideoSection:
+    """The size of the clips of a dataset built before, so that a run can be planned where it is not."""
+
+    height: int
+    width: int
+    frames: int  # pixel frames: 4 n + 1
+
+    def __post_init__(self) -> None:
+        TimeGrid().latent_frames(self.frames)
+        if min(self.height, self.width) < 1:
+            raise WorldlineError(f"video of {self.height}x{self.width} pixels; expected a picture")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSection:
     """Where clips come from, and how they are cut for training."""
 
     path: str | None = None  # a dataset built before; null builds one by `build`
+    video: VideoSection | None = None  # of the clips at `path`; null is as `build` says
     build: DataConfig = field(default_factory=DataConfig)
     workers: int | None = None  # rendering processes; null is one a CPU core
     latents: int | None = None  # latent frames of a clip that training uses; null is all
@@ -98,6 +113,22 @@ class ModelSection:
         if camera == "none":
             changes.update(motion=False, actions=0)
         return variant(self.variant, **{**changes, "camera": camera})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSection:
+    """Who reads the prompts."""
+
+    kind: Literal["hash", "umt5"] = "hash"  # umt5: of Wan, from files on this machine
+    path: str | None = None  # a folder of Wan weights, in diffusers' or the original layout (umt5)
+    cache: str | None = None  # folder of embeddings; null is one in the run directory (umt5)
+
+    def __post_init__(self) -> None:
+        if (self.kind == "umt5") != (self.path is not None):
+            raise WorldlineError(
+                f"text: kind {self.kind} {'needs' if self.kind == 'umt5' else 'has no'} `path`, the folder of Wan's text "
+                f"encoder and tokenizer"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +219,7 @@ class Recipe:
     codec: CodecSection = field(default_factory=CodecSection)
     base: BaseSection = field(default_factory=BaseSection)
     model: ModelSection = field(default_factory=ModelSection)
+    text: TextSection = field(default_factory=TextSection)
     rollout: RolloutSection = field(default_factory=RolloutSection)
     stages: dict[str, StageSection] = field(default_factory=dict)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)

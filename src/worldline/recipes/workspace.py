@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from worldline.schema import WorldlineError
 if TYPE_CHECKING:
     from worldline.data.dataset import ClipDataset
     from worldline.models.codec import Codec
+    from worldline.models.text_cache import TextEncoder
     from worldline.recipes.schema import Recipe
 
 
@@ -92,10 +94,12 @@ class Workspace:
         """The codec, ready to encode and decode."""
         return load_codec(self.part("codec"))
 
-    def text_encoder(self) -> HashTextEncoder:
-        """The prompt encoder that fits the backbone."""
-        config = self.recipe.model.config()
-        return HashTextEncoder(config.text_dim, config.text_len)
+    def text_encoder(self) -> TextEncoder:
+        """The prompt encoder that the recipe names. Raises WorldlineError where its files are missing or do not fit."""
+        config, text = self.recipe.model.config(), self.recipe.text
+        if text.path is None:
+            return HashTextEncoder(config.text_dim, config.text_len)
+        return _umt5(text.path, text.cache or str(self.run_dir / "text"), config.text_len)
 
     def clips(self) -> ClipDataset:
         """The rendered clips."""
@@ -121,3 +125,15 @@ class Workspace:
         """The bundled world, where the package has one."""
         world = ASSETS / LINE / "world"
         return world if (world / "world.json").is_file() else None
+
+
+@lru_cache(maxsize=4)
+def _umt5(folder: str, cache: str, length: int) -> TextEncoder:
+    """Wan's encoder behind its cache. Made once: its name alone reads a page of every tensor."""
+    import torch
+
+    from worldline.models.text_cache import CachedTextEncoder
+    from worldline.models.umt5 import UMT5Encoder
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return CachedTextEncoder.of(UMT5Encoder(folder, length=length, device=device, offload_after_use=True), cache)

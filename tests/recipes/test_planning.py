@@ -1,0 +1,233 @@
+"""Plans: parameters of meta models, operations against torch's counter, memory against sums made by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from worldline.cli import main
+from worldline.functional.camera import cameras_of
+from worldline.functional.masks import Visibility
+from worldline.models.registry import variant
+from worldline.models.wan import WanConfig, WanModel
+from worldline.nn.attention import FrameMask
+from worldline.recipes.costs import cache_bytes, forward_flops, kept_for_backward, parameters, prompt_flops
+from worldline.recipes.devices import DEVICES, GIB, Device, parse_device
+from worldline.recipes.load import load_recipe
+from worldline.recipes.planning import Costs, Phase, Role, Setting, StagePlan, memory, mends, plan_recipe
+from worldline.schema import TextEmbedding, WorldlineError
+
+PUBLISHED = {"wan2.1-t2v-1.3b": 1_418_996_800, "wan2.2-ti2v-5b": 4_999_787_712}
+T, S = 4, 24  # latent frames, tokens of the nano grid 8 x 12
+HUGE = Device("huge", 1e6 * GIB, 1000)
+
+
+@pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
+def test_parameters_are_those_published(name, count):
+    assert parameters(variant(name))[0] == count
+
+
+def test_matrices_are_those_muon_takes():
+    assert parameters(variant("wan2.1-t2v-1.3b"))[1] == 30 * (8 * 1536**2 + 2 * 1536 * 8960)
+
+
+def inputs(config: WanConfig, frames: int):
+    cameras = cameras_of(torch.eye(4).repeat(1, frames, 1, 1), torch.ones(1, frames, 4))
+    text = TextEmbedding(torch.randn(1, config.text_len, config.text_dim), torch.ones(1, config.text_len).bool(), "")
+    return torch.randn(1, frames, config.in_channels, 8, 12), torch.rand(1, frames), cameras, text
+
+
+@pytest.mark.parametrize("camera", ["none", "branch", "fused", "plucker", "cross"])
+def test_operations_are_what_torch_counts(camera):
+    config = variant("nano", num_layers=2, camera=camera, motion=True)
+    model, (x, sigma, cameras, text) = WanModel(config), inputs(config, T)
+    with FlopCounterMode(display=False) as forward:
+        v = model(x, sigma, model.text_context(text), cameras=cameras)
+    mine = forward_flops(config, T, S, T * T) + prompt_flops(config)
+    assert forward.get_total_flops() == pytest.approx(mine, rel=1e-3)
+    with FlopCounterMode(display=False) as backward:
+        v.square().mean().backward()
+    assert forward.get_total_flops() + backward.get_total_flops() == pytest.approx(3 * mine, rel=0.05)
+
+
+def test_operations_of_masked_frames_are_of_the_visible_pairs_alone():
+    config, visibility = variant("nano", num_layers=2, camera="fused"), Visibility(chunk=2)
+    model, (x, sigma, cameras, text) = WanModel(config), inputs(config, 2 * T)
+    seen = visibility.teacher_forcing_mask(T)
+    with FlopCounterMode(display=False) as counted:
+        model(x, sigma, model.text_context(text), cameras=cameras, mask=FrameMask(seen, S, "blocks"))
+    mine = forward_flops(config, 2 * T, S, int(seen.sum())) + prompt_flops(config)
+    assert counted.get_total_flops() == pytest.approx(mine, rel=1e-3)
+
+
+@pytest.mark.parametrize("forced", [None, Visibility(chunk=2)])
+def test_traced_memory_is_what_a_real_forward_keeps(forced):
+    config = variant("nano", dim=64, num_heads=2, ffn_dim=128, num_layers=3, camera="branch")
+    model, (x, sigma, cameras, text) = WanModel(config), inputs(config, T if forced is None else 2 * T)
+    mask = None if forced is None else FrameMask(forced.teacher_forcing_mask(T), S)
+    kept = {}
+
+    def keep(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+        model(x, sigma, model.text_context(text), cameras=cameras, mask=mask)
+    weights = {p.data_ptr() for p in model.parameters()}
+    real = sum(s.nbytes() for at, s in kept.items() if at not in weights)
+    outside, block = kept_for_backward(config, T, 8, 12, forced=forced)
+    assert outside + 3 * block == pytest.approx(real, rel=0.02)
+
+
+def test_a_camera_branch_has_a_cache_of_its_own():
+    config = variant("wan2.1-t2v-1.3b")
+    assert cache_bytes(config, 1, 1560) == 30 * 2 * 1560 * 1536 * 2 == 287_539_200  # 287.5 MB a latent
+    assert cache_bytes(replace(config, camera="branch"), 21, 1560) == 2 * 21 * 287_539_200
+
+
+PLAIN = Setting(batch=1, accumulation=1, ema=False, optimizer="adamw")
+MODEL = Role("model", PUBLISHED["wan2.1-t2v-1.3b"], 0, trained=True)
+
+
+def held(roles: tuple[Role, ...], setting: Setting, role: str = "model") -> float:
+    return sum(memory(roles, [Phase("p", role, 0.0)], 30, setting)[0].values())
+
+
+def test_adamw_holds_sixteen_bytes_a_parameter():
+    assert held((MODEL,), PLAIN) == 16 * MODEL.parameters
+    assert held((MODEL,), PLAIN) / 1e9 == pytest.approx(22.7, abs=0.01)
+    assert held((MODEL,), replace(PLAIN, ema=True)) == 20 * MODEL.parameters
+    assert held((MODEL,), replace(PLAIN, small_moments=True)) == 10 * MODEL.parameters
+    assert held((MODEL,), replace(PLAIN, shards=8)) == 2 * MODEL.parameters
+
+
+def test_muon_holds_one_moment_of_matrices():
+    role = replace(MODEL, matrices=1000)
+    assert held((role,), PLAIN) - held((role,), replace(PLAIN, optimizer="muon")) == 4 * 1000
+
+
+def test_three_networks_of_distribution_matching():
+    trio = (replace(MODEL, name="generator"), replace(MODEL, name="real", trained=False), replace(MODEL, name="fake"))
+    # fp32 weights of three, two moments of two, the gradient of the one being trained
+    assert held(trio, PLAIN, "generator") == (3 * 4 + 2 * 8 + 4) * MODEL.parameters
+    assert held(trio, replace(PLAIN, half_frozen=True), "generator") == (2 * 4 + 2 + 2 * 8 + 4) * MODEL.parameters
+
+
+def test_checkpointing_keeps_one_block_and_inputs():
+    phase = Phase("p", "model", 0.0, kept=(5.0, 100.0), residual=3.0, copies=50.0, cache=7.0)
+    small = replace(MODEL, parameters=0)
+    assert sum(memory((small,), [phase], 10, replace(PLAIN, batch=2))[0].values()) == 2 * (5 + 1000 + 100 + 50 + 7)
+    assert sum(memory((small,), [phase], 10, replace(PLAIN, checkpointing=True))[0].values()) == 5 + 30 + 100 + 7
+
+
+def stage(name: str, recipe: str = "nano-demo", *overrides: str, device: Device = HUGE, gpus: int = 1) -> StagePlan:
+    return next(s for s in plan_recipe(load_recipe(recipe, overrides), device, gpus=gpus).stages if s.name == name)
+
+
+def test_operations_of_a_step_follow_its_passes():
+    recipe = load_recipe("nano-demo", ["stages.cd.options.guidance=1.0"])
+    costs = Costs(recipe, recipe.stages["ar"].train, cameras=True, on_cpu=False)
+    forced = costs.forced(9) + costs.prompt
+    assert stage("ar").flops_per_step == pytest.approx(16 * 3 * forced)
+    assert stage("ode").once_flops == pytest.approx(32 * 16 * 2 * forced)  # clips, Euler steps, guidance
+    assert stage("cd").flops_per_step == pytest.approx(16 * 6 * forced)  # training, teacher twice, target
+    assert stage("cd", "nano-demo", "stages.cd.options.guidance=1.0").flops_per_step == pytest.approx(16 * 5 * forced)
+
+
+def test_a_rollout_denoises_half_its_steps_without_gradients():
+    recipe = load_recipe("nano-demo", ["rollout.window=null", "rollout.steps=4"])
+    costs = Costs(recipe, recipe.stages["dmd"].train, cameras=True, on_cpu=False)
+    one = [forward_flops(costs.config, 1, S, n) for n in range(1, 10)]  # chunk n sees n latents
+    free, exits = costs.rollout(9)
+    assert exits == pytest.approx(sum(one[1:]))
+    assert free == pytest.approx(sum(one[:-1]) + 1.5 * sum(one[1:]))
+
+
+def test_hours_are_operations_over_speed():
+    one, eight = stage("camera"), stage("camera", gpus=8)
+    assert one.seconds == pytest.approx(one.flops_per_step * one.steps / (1000e12 * 0.4))
+    assert eight.global_batch == 8 * one.global_batch
+    assert eight.seconds == pytest.approx(one.seconds), "eight times the samples on eight times the devices"
+
+
+def test_small_global_batches_are_warned_of():
+    assert "below 16" in stage("camera", "nano-demo", "stages.camera.train.batch_size=8").warnings[0]
+    assert "accumulation=2" in stage("camera", "nano-demo", "stages.camera.train.batch_size=8").warnings[0]
+    assert not stage("camera").warnings
+    assert not stage("camera", "nano-demo", "stages.camera.train.batch_size=8", gpus=2).warnings
+
+
+def mended(setting: Setting, gigabytes: float, phase: Phase, gpus: int = 1) -> list[str]:
+    device = Device("d", gigabytes * 1e9 / 0.92 + 2.5 * GIB / 0.92, 1)
+    return mends("camera", (MODEL,), [phase], 30, setting, device, gpus)
+
+
+def test_mends_are_the_cheapest_that_do():
+    setting = Setting(batch=4, accumulation=2, ema=True, optimizer="adamw")
+    light, heavy = Phase("p", "model", 0.0, kept=(1e9, 0.0)), Phase("p", "model", 0.0, kept=(0.0, 1e9), residual=1e7)
+    assert mended(setting, 30.0, light) == [
+        "--set stages.camera.train.batch_size=1 --set stages.camera.train.accumulation=8"
+    ]
+    (only,) = mended(replace(setting, batch=1), 24.0, light)
+    assert "ema_decay=0" in only
+    assert "not available yet: activation checkpointing" in mended(replace(setting, batch=1), 40.0, heavy)[-1]
+    assert "nothing known" in mended(setting, 0.001, heavy)[0]
+
+
+def test_every_mend_that_a_recipe_can_say_is_loadable():
+    found = stage("camera", "wan-1.3b-small", "stages.camera.train.batch_size=4", device=DEVICES["h200"])
+    assert not found.fits
+    words = found.mends[0].split()
+    overrides = [word for word in words if "=" in word]
+    assert overrides
+    assert stage("camera", "wan-1.3b-small", *overrides, device=DEVICES["h200"]).fits
+
+
+def test_the_small_recipe_fits_the_device_it_names():
+    assert all(s.fits for s in plan_recipe(load_recipe("wan-1.3b-small"), DEVICES["h200"]).stages)
+
+
+def test_disk_of_latents_and_trajectories():
+    plan = plan_recipe(load_recipe("wan-1.3b"), HUGE)
+    assert plan.latent_bytes == 21 * 16 * 60 * 104 * 4
+    assert plan.text_bytes == 512 * 4096 * 4
+    ode = next(s for s in plan.stages if s.name == "ode")
+    assert ode.disk["trajectories"] == 2048 * 5 * 21 * 16 * 60 * 104 * 2
+
+
+def test_devices_are_known_or_spelled_out():
+    assert parse_device("b200:180:2250") == Device("b200", 180 * GIB, 2250)
+    for text in ("h20", "b200:180", "b200:x:1", "b200:-1:1"):
+        with pytest.raises(WorldlineError, match="h200" if text in ("h20", "b200:180") else "expected"):
+            parse_device(text)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.latents=20"], "set data.latents=17"),
+        (["data.latents=40"], "have 21 latents"),
+        (["data.video.height=470"], "multiples of 16"),
+        (["stages.dmd.options.latents=30"], "the clips have 21"),
+    ],
+)
+def test_what_does_not_fit_together_is_said(overrides, message):
+    with pytest.raises(WorldlineError, match=message):
+        plan_recipe(load_recipe("wan-1.3b", overrides), HUGE)
+
+
+def test_the_command_prints_tables_and_json(capsys):
+    assert main(["plan", "nano-smoke", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "camera" in printed
+    assert "below 16" in printed
+    assert main(["plan", "nano-smoke", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [s["name"] for s in data["stages"]] == ["base", "camera", "ar", "ode", "cd", "dmd"]
+    assert data["stages"][0]["peak"] == pytest.approx(sum(data["stages"][0]["memory"].values()))
+    assert main(["plan", "nano-smoke", "--device", "h20"]) == 2
+    assert main(["plan", "nano-smoke", "--gpus", "0"]) == 2

@@ -36,7 +36,7 @@ def test_library_recipes_load_and_round_trip(name, tmp_path):
 @pytest.mark.parametrize("name", sorted(library()))
 def test_library_recipes_render_clips_as_long_as_they_train_on(name):
     data = load_recipe(name).data
-    assert (data.latents or 1) <= TimeGrid().latent_frames(data.build.frames)
+    assert (data.latents or 1) <= TimeGrid().latent_frames((data.video or data.build).frames)
 
 
 def test_a_child_states_the_difference(child):

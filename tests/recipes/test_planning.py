@@ -124,8 +124,10 @@ def test_checkpointing_keeps_one_block_and_inputs():
     assert sum(memory((small,), [phase], 10, replace(PLAIN, checkpointing=True))[0].values()) == 5 + 30 + 100 + 7
 
 
-def stage(name: str, recipe: str = "nano-demo", *overrides: str, device: Device = HUGE, gpus: int = 1) -> StagePlan:
-    return next(s for s in plan_recipe(load_recipe(recipe, overrides), device, gpus=gpus).stages if s.name == name)
+def stage(name: str, recipe: str = "nano-demo", *overrides: str, device: Device = HUGE, devices: int = 1) -> StagePlan:
+    return next(
+        s for s in plan_recipe(load_recipe(recipe, overrides), device, devices=devices).stages if s.name == name
+    )
 
 
 def test_operations_of_a_step_follow_its_passes():
@@ -148,7 +150,7 @@ def test_a_rollout_denoises_half_its_steps_without_gradients():
 
 
 def test_hours_are_operations_over_speed():
-    one, eight = stage("camera"), stage("camera", gpus=8)
+    one, eight = stage("camera"), stage("camera", devices=8)
     assert one.seconds == pytest.approx(one.flops_per_step * one.steps / (1000e12 * 0.4))
     assert eight.global_batch == 8 * one.global_batch
     assert eight.seconds == pytest.approx(one.seconds), "eight times the samples on eight times the devices"
@@ -158,12 +160,12 @@ def test_small_global_batches_are_warned_of():
     assert "below 16" in stage("camera", "nano-demo", "stages.camera.train.batch_size=8").warnings[0]
     assert "accumulation=2" in stage("camera", "nano-demo", "stages.camera.train.batch_size=8").warnings[0]
     assert not stage("camera").warnings
-    assert not stage("camera", "nano-demo", "stages.camera.train.batch_size=8", gpus=2).warnings
+    assert not stage("camera", "nano-demo", "stages.camera.train.batch_size=8", devices=2).warnings
 
 
-def mended(setting: Setting, gigabytes: float, phase: Phase, gpus: int = 1) -> list[str]:
+def mended(setting: Setting, gigabytes: float, phase: Phase, devices: int = 1) -> list[str]:
     device = Device("d", gigabytes * 1e9 / 0.92 + 2.5 * GIB / 0.92, 1)
-    return mends("camera", (MODEL,), [phase], 30, setting, device, gpus)
+    return mends("camera", (MODEL,), [phase], 30, setting, device, devices)
 
 
 def test_mends_are_the_cheapest_that_do():
@@ -200,9 +202,11 @@ def test_disk_of_latents_and_trajectories():
 
 
 def test_devices_are_known_or_spelled_out():
-    assert parse_device("b200:180:2250") == Device("b200", 180 * GIB, 2250)
-    for text in ("h20", "b200:180", "b200:x:1", "b200:-1:1"):
-        with pytest.raises(WorldlineError, match="h200" if text in ("h20", "b200:180") else "expected"):
+    assert parse_device("mi300x:192:1307") == Device("mi300x", 192 * GIB, 1307)
+    assert parse_device("a100") is DEVICES["a100-80g"]
+    assert parse_device("4090") is DEVICES["rtx4090"]
+    for text in ("h20", "h20:180", "h20:x:1", "h20:-1:1"):
+        with pytest.raises(WorldlineError, match="h200" if text in ("h20", "h20:180") else "expected"):
             parse_device(text)
 
 
@@ -230,4 +234,4 @@ def test_the_command_prints_tables_and_json(capsys):
     assert [s["name"] for s in data["stages"]] == ["base", "camera", "ar", "ode", "cd", "dmd"]
     assert data["stages"][0]["peak"] == pytest.approx(sum(data["stages"][0]["memory"].values()))
     assert main(["plan", "nano-smoke", "--device", "h20"]) == 2
-    assert main(["plan", "nano-smoke", "--gpus", "0"]) == 2
+    assert main(["plan", "nano-smoke", "--devices", "0"]) == 2

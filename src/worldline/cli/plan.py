@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   worldline plan nano-demo --device cpu          the bundled line on this kind of machine
   worldline plan wan-1.3b --device h100          which stages fit one H100, and what would help
-  worldline plan wan-1.3b-node --gpus 8          a node of eight
-  worldline plan my.yaml --device b200:180:2250  a device by its memory in GB and dense bf16 TFLOPS
+  worldline plan wan-1.3b-node --devices 8       a node of eight
+  worldline plan my.yaml --device mi300x:192:1307  a device by its memory in GB and dense bf16 TFLOPS
   worldline plan wan-1.3b --set rollout.chunk=1 --set rollout.steps=2 --json
 """
 
@@ -31,9 +31,9 @@ def add(subcommands: Subcommands) -> None:
         "--device",
         default="h200",
         metavar="NAME",
-        help="h200 (default), h100, a100-80g, a100-40g, l40s, rtx4090, cpu, or NAME:MEMORY_GB:TFLOPS",
+        help="h200 (default), b200, h100, a100, a100-40g, l40s, 4090, cpu, or NAME:MEMORY_GB:TFLOPS",
     )
-    sub.add_argument("--gpus", type=int, default=1, metavar="N", help="devices that train together (default: 1)")
+    sub.add_argument("--devices", type=int, default=1, metavar="N", help="how many train together (default: 1)")
     sub.add_argument(
         "--utilisation",
         type=float,
@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
     recipe = Path(args.recipe)
     recipe = recipe / "recipe.yaml" if (recipe / "recipe.yaml").is_file() else recipe
     resolved = load_recipe(recipe if recipe.is_file() else args.recipe, args.overrides)
-    found = plan_recipe(resolved, parse_device(args.device), gpus=args.gpus, utilisation=args.utilisation)
+    found = plan_recipe(resolved, parse_device(args.device), devices=args.devices, utilisation=args.utilisation)
     console = Console()
     if args.json:
         console.print_json(json.dumps(as_data(found)))
@@ -81,7 +81,7 @@ def show(console: Console, plan: RecipePlan, about: str) -> None:
     device, clip = plan.device, plan.clip
     console.print(f"[bold]{plan.recipe}[/]  {about}", highlight=False)
     console.print(
-        f"on {plan.gpus} x {device.name} ({device.memory / 2**30:.0f} GiB, {device.tflops:g} TFLOPS at "
+        f"on {plan.devices} x {device.name} ({device.memory / 2**30:.0f} GiB, {device.tflops:g} TFLOPS at "
         f"{plan.utilisation:.0%}); clips of {clip['latents']} latents x {clip['tokens']} tokens = "
         f"{clip['latents'] * clip['tokens']:,} tokens\n",
         highlight=False,
@@ -121,8 +121,8 @@ def show(console: Console, plan: RecipePlan, about: str) -> None:
         console.print(f"[yellow]note[/] {note}", highlight=False, soft_wrap=True)
     total = sum(s.seconds for s in plan.stages)
     console.print(
-        f"[bold]in all {hours(total)}[/] of {plan.gpus} x {device.name}"
-        + (f", {hours(total * plan.gpus)} of one device" if plan.gpus > 1 else "")
+        f"[bold]in all {hours(total)}[/] of {plan.devices} x {device.name}"
+        + (f", {hours(total * plan.devices)} of one device" if plan.devices > 1 else "")
         + f", {size(plan.disk)} of disk; encoding and evaluation not counted",
         highlight=False,
     )

@@ -131,7 +131,7 @@ class RecipePlan:
 
     recipe: str
     device: Device
-    gpus: int
+    devices: int
     utilisation: float
     clip: dict[str, int]  # latents, tokens a latent, latent height and width
     clips: int | None  # encoded; None where the data is not there yet
@@ -335,10 +335,10 @@ def memory(stage: tuple[Role, ...], updates: list[Phase], layers: int, s: Settin
     return max(found, key=lambda item: sum(item[0].values()))
 
 
-def plan_recipe(recipe: Recipe, device: Device, *, gpus: int = 1, utilisation: float | None = None) -> RecipePlan:
+def plan_recipe(recipe: Recipe, device: Device, *, devices: int = 1, utilisation: float | None = None) -> RecipePlan:
     """The plan of every training stage of a recipe. Loads no weights. Raises WorldlineError where clips do not fit."""
-    if gpus < 1:
-        raise WorldlineError(f"{gpus} GPUs; expected at least 1")
+    if devices < 1:
+        raise WorldlineError(f"{devices} devices; expected at least 1")
     share = device.utilisation if utilisation is None else utilisation
     if not 0 < share <= 1:
         raise WorldlineError(f"utilisation {share}; expected more than 0 and at most 1")
@@ -350,20 +350,20 @@ def plan_recipe(recipe: Recipe, device: Device, *, gpus: int = 1, utilisation: f
         sections = {"base": base, **sections}
     latent = 4 * clip.height * clip.width * config.in_channels
     stages = tuple(
-        _stage(recipe, name, section, device, gpus, share, clips, latent) for name, section in sections.items()
+        _stage(recipe, name, section, device, devices, share, clips, latent) for name, section in sections.items()
     )
     notes = []
-    if gpus > 1:
+    if devices > 1:
         notes.append(
-            f"training on {gpus} devices together is not available yet (the trainer averages no gradients across "
-            f"processes): these figures are for when it is; today use 1 device and {gpus} times the accumulation"
+            f"training on {devices} devices together is not available yet (the trainer averages no gradients across "
+            f"processes): these figures are for when it is; today use 1 device and {devices} times the accumulation"
         )
     if recipe.codec.path is None:
         notes.append("training the codec (stage codec) is not part of this plan")
     return RecipePlan(
         recipe=recipe.name,
         device=device,
-        gpus=gpus,
+        devices=devices,
         utilisation=share,
         clip={"latents": clip.frames, "tokens": clip.tokens, "height": clip.height, "width": clip.width},
         clips=clips,
@@ -388,7 +388,7 @@ def _stage(
     name: str,
     section: StageSection,
     device: Device,
-    gpus: int,
+    devices: int,
     utilisation: float,
     clips: int | None,
     latent: int,
@@ -403,7 +403,7 @@ def _stage(
     )
     layers = costs.config.num_layers
     peak, phase = memory(networks, updates, layers, setting)
-    samples = train.batch_size * train.accumulation * gpus
+    samples = train.batch_size * train.accumulation * devices
     per_step = samples * sum(p.flops / p.every for p in updates)
     solved = min(ode.clips, clips or ode.clips) if ode else 0
     once *= solved
@@ -418,9 +418,9 @@ def _stage(
     if samples < SMALLEST_BATCH:
         warnings.append(
             f"global batch {samples} is below {SMALLEST_BATCH}: minWM found camera control unstable at 8 and absent under 4 "
-            f"(arXiv:2605.30263); set stages.{name}.train.accumulation={ceil(SMALLEST_BATCH / (train.batch_size * gpus))}"
+            f"(arXiv:2605.30263); set stages.{name}.train.accumulation={ceil(SMALLEST_BATCH / (train.batch_size * devices))}"
         )
-    found = [] if fits else mends(name, networks, updates, layers, setting, device, gpus)
+    found = [] if fits else mends(name, networks, updates, layers, setting, device, devices)
     if not fits and (shorter := _shorter(costs, section, networks, setting, device)):
         where = f"stages.{name}.options.latents" if section.method == "dmd" else "data.latents"
         found.append(f"or --set {where}={shorter} (shorter clips, a shorter memory learnt)")
@@ -432,7 +432,7 @@ def _stage(
         phase=phase,
         flops_per_step=per_step,
         once_flops=once,
-        seconds=(per_step * train.steps + once) / (gpus * device.tflops * 1e12 * utilisation),
+        seconds=(per_step * train.steps + once) / (devices * device.tflops * 1e12 * utilisation),
         steps=train.steps,
         global_batch=samples,
         disk=disk,
@@ -481,7 +481,7 @@ def mends(
     layers: int,
     setting: Setting,
     device: Device,
-    gpus: int,
+    devices: int,
 ) -> list[str]:
     """What would make a stage fit, cheapest first: options the recipe has; where they do not do, what is not available
     yet."""
@@ -490,7 +490,7 @@ def mends(
         s = replace(setting, **{k: v for m in changes for k, v in m.changes.items()})
         return device.holds(sum(memory(networks, updates, layers, s)[0].values()))
 
-    here, missing = _options(name, setting), _missing(gpus)
+    here, missing = _options(name, setting), _missing(devices)
     for some in _growing(here):
         if fits(some):
             return [m.text for m in some]
@@ -526,9 +526,9 @@ def _options(name: str, s: Setting) -> list[Mend]:
     return found
 
 
-def _missing(gpus: int) -> list[Mend]:
+def _missing(devices: int) -> list[Mend]:
     """What the trainer cannot do yet."""
-    several = gpus if gpus > 1 else 8
+    several = devices if devices > 1 else 8
     return [
         Mend("activation checkpointing (a third more operations)", {"checkpointing": True}),
         Mend("frozen networks in bf16", {"half_frozen": True}),

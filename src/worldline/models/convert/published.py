@@ -12,9 +12,7 @@ _T2V_14B = dataclasses.replace(_T2V_1B, dim=5120, ffn_dim=13824, num_heads=40, n
 # The first name whose sizes fit is the name that is shown.
 PUBLISHED: dict[str, WanConfig] = {
     "wan2.1-t2v-1.3b": _T2V_1B,
-    "wan2.2-ti2v-5b": dataclasses.replace(
-        _T2V_1B, dim=3072, ffn_dim=14336, num_heads=24, in_channels=48, out_channels=48
-    ),
+    "wan2.2-ti2v-5b": WAN_VARIANTS["wan2.2-ti2v-5b"],
     "wan2.1-t2v-14b (or an expert of wan2.2-t2v-a14b)": _T2V_14B,
     "wan2.1-i2v-14b (or an expert of wan2.2-i2v-a14b)": dataclasses.replace(_T2V_14B, in_channels=36),
 }

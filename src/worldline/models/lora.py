@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import MethodType
 from typing import Any, Literal, TypeVar
 
@@ -226,6 +227,13 @@ def adapters_off(model: nn.Module) -> AbstractContextManager[None]:
     return use_adapter(model, None)
 
 
+def as_now(model: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """Makes contexts in which the adapter acts that acts at this moment: for forwards that a backward repeats."""
+    for layer in _layers(model).values():
+        return partial(_turned, layer.switch, layer.switch.adapter)
+    return nullcontext
+
+
 @contextmanager
 def _turned(switch: Switch, adapter: str | None) -> Iterator[None]:
     before, switch.adapter = switch.adapter, adapter
@@ -391,6 +399,20 @@ class LoRARole(Backbone):
         if self.adapter is None and requires_grad:
             raise LoRAError("this role is the frozen base of adapters; it cannot be trained: name an adapter")
         return super().requires_grad_(requires_grad)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoRARole:
+        """A copy has an adapter of its own, of the same weights, on the same base (a moving target of a student)."""
+        if self.adapter is None:
+            return LoRARole(self.base, None)
+        taken, n = adapters(self.base), 1
+        while (name := f"{self.adapter}-{n}") in taken:
+            n += 1
+        layers = _with(self.base, self.adapter)
+        sizes = {p: (len(x.matrices(self.adapter)[0]), x.scale[self.adapter]) for p, x in layers.items()}
+        _attach(self.base, name, {p: (rank, scale * rank) for p, (rank, scale) in sizes.items()})
+        copied = LoRARole(self.base, name)
+        copied.load_state_dict(self.state_dict())
+        return copied.train(self.training)
 
     def _apply(self, fn: Any, recurse: bool = True) -> LoRARole:
         self.base._apply(fn, recurse)

@@ -13,6 +13,7 @@ from worldline.methods.base import Method
 from worldline.methods.ode import OdeTrajectories, generate_trajectories
 from worldline.models.wan import WanModel
 from worldline.recipes.assets import located
+from worldline.recipes.networks import networks
 from worldline.recipes.schema import StageSection
 from worldline.recipes.sources import bar
 from worldline.recipes.training import device, stage_seed, train
@@ -73,20 +74,22 @@ class Built:
 
 
 def _finetune(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
-    return Built(section.options.build(ws.model(section.init), empty_prompt(ws)), "model", latents(ws))
+    model = networks(ws, section)["model"]
+    return Built(section.options.build(model, empty_prompt(ws)), "model", latents(ws))
 
 
 def _teacher_forcing(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
-    method = section.options.build(ws.model(section.init), ws.recipe.rollout.visibility(), empty_prompt(ws))
-    return Built(method, "model", latents(ws))
+    model = networks(ws, section)["model"]
+    return Built(section.options.build(model, ws.recipe.rollout.visibility(), empty_prompt(ws)), "model", latents(ws))
 
 
 def _ode(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
     clips, visibility = latents(ws), ws.recipe.rollout.visibility()
+    nets = networks(ws, section)
     with bar("trajectories") as shown:
         task = shown.add_task("", total=None, note="")
         generate_trajectories(
-            ws.model(_named(section.teacher)).to(device()),
+            nets.pop("teacher").to(device()),
             clips,
             empty_prompt(ws),
             visibility,
@@ -97,25 +100,20 @@ def _ode(ws: Workspace, section: StageSection, name: str, directory: Path) -> Bu
             progress=lambda done, total: shown.update(task, completed=done, total=total),
         )
     data = OdeTrajectories(directory / "trajectories", clips)
-    return Built(section.options.build(ws.model(section.init), visibility), "model", data)
+    return Built(section.options.build(nets["model"], visibility), "model", data)
 
 
 def _consistency(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
-    student, teacher = ws.model(section.init), ws.model(_named(section.teacher))
-    method = section.options.build(student, teacher, ws.recipe.rollout.visibility(), empty_prompt(ws))
+    nets = networks(ws, section)
+    method = section.options.build(nets["model"], nets["teacher"], ws.recipe.rollout.visibility(), empty_prompt(ws))
     return Built(method, "model", latents(ws))
 
 
 def _dmd(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
-    rollout = ws.recipe.rollout
+    rollout, nets = ws.recipe.rollout, networks(ws, section)
     plan = RolloutPlan.few_step(rollout.visibility(), rollout.steps)
-    generator, real, fake = (ws.model(_named(s)) for s in (section.init, section.real, section.fake))
-    return Built(section.options.build(generator, real, fake, plan, empty_prompt(ws)), "generator", latents(ws))
-
-
-def _named(stage: str | None) -> str:
-    assert stage is not None, "the recipe's schema demands the roles of a method"
-    return stage
+    method = section.options.build(nets["generator"], nets["real"], nets["fake"], plan, empty_prompt(ws))
+    return Built(method, "generator", latents(ws))
 
 
 BUILDERS: dict[str, Callable[[Workspace, StageSection, str, Path], Built]] = {

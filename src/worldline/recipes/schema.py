@@ -149,6 +149,17 @@ class RolloutSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoRASection:
+    """Train low-rank updates of frozen weights. Stages in a row go on with one adapter on one base, so that networks which
+    come from the same stages share their weights; each stage still leaves a whole model."""
+
+    rank: int = 16
+    alpha: float | None = None  # strength: updates are scaled by alpha / rank; null is rank
+    targets: list[str] | str = "attention"  # or all-linear, or names such as [attn1.to_q, ffn.net.2]
+    # Layers that are silent until they are trained (a camera branch's) belong to the targets, or they stay silent.
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageSection:
     """One stage of the conversion. `options` are those of its method."""
 
@@ -158,6 +169,7 @@ class StageSection:
     real: str | None = None  # multi-step model whose score is the target (dmd)
     fake: str | None = None  # model the fake score starts from (dmd)
     options: Any = None
+    lora: LoRASection | None = None  # null trains all weights
     train: TrainConfig = field(default_factory=TrainConfig)
 
     @staticmethod
@@ -225,6 +237,12 @@ class Recipe:
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     world: WorldSection = field(default_factory=WorldSection)
 
+    def lora_root(self, stage: str) -> str:
+        """The stage whose weights are the frozen base of a stage's adapter; the stage itself where it has none."""
+        while stage != "base" and self.stages[stage].lora is not None:
+            stage = self.stages[stage].init
+        return stage
+
     def __post_init__(self) -> None:
         before = ["base"]
         for name, stage in self.stages.items():
@@ -239,5 +257,11 @@ class Recipe:
                 raise RecipeError(
                     f"stages.{name}.options.steps is {stage.options.steps}, rollout.steps is {self.rollout.steps}; "
                     f"expected the same: a student learns the levels it will be asked at"
+                )
+            parent = self.stages.get(stage.init)
+            if stage.lora is not None and parent is not None and parent.lora not in (None, stage.lora):
+                raise RecipeError(
+                    f"stages.{name}.lora is {stage.lora}, that of {stage.init} is {parent.lora}; expected the same: a stage "
+                    f"goes on with the adapter it starts from"
                 )
             before.append(name)

@@ -13,15 +13,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from worldline.methods.base import Method
 from worldline.models.backbone import Backbone
 from worldline.models.codec import Codec
+from worldline.models.lora import LoRARole
 from worldline.models.registry import save_model
 from worldline.recipes.builder import to_data
 from worldline.recipes.cards import card
+from worldline.recipes.networks import merged
 from worldline.recipes.workspace import Workspace
 from worldline.train.config import TrainConfig
 from worldline.train.loop import Batches, Trainer
 
 # Settings that change how a run is watched and kept, not what it learns: no part of a stage's hash.
-HARMLESS = ("save_every", "save_minutes", "keep", "log_every", "threads")
+HARMLESS = ("save_every", "save_minutes", "keep", "log_every", "threads", "recompute")
 
 
 def decisive(train: TrainConfig) -> dict[str, Any]:
@@ -62,6 +64,8 @@ def train(
     model = method.roles[role]
     assert isinstance(model, (Backbone, Codec)), "stages train registered models"
     model.load_state_dict(trainer.trained_state(role))
+    if isinstance(model, LoRARole):
+        model = merged(ws, stage, model, directory)
     losses = {k: v for k, v in result.last.items() if k.endswith("/loss")}
     save_model(model, directory / "model", card(ws, stage, steps=result.step, seconds=result.seconds, losses=losses))
     return result.last

@@ -26,6 +26,7 @@ class TrainConfig:
     clip: float = 1.0  # largest gradient norm of a role
     ema_decay: float = 0.999  # of every trained role; 0 keeps none. Young averages use (1 + n) / (10 + n)
     precision: Literal["bf16", "fp32"] = "bf16"  # compute type over fp32 master weights
+    recompute: bool = False  # keep block inputs alone for backward: a third more operations, far less memory
     seed: int = 0
     save_every: int = 500  # steps between checkpoints
     save_minutes: float = 5.0  # or minutes, whichever comes first

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from worldline import dist
 from worldline.methods.base import Method, Phase, Rng
+from worldline.models.frugal import recompute_blocks
 from worldline.schema import WorldlineError
 from worldline.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from worldline.train.config import TrainConfig
@@ -70,6 +71,8 @@ class Trainer:
         self.trained = tuple(dict.fromkeys(p.role for p in method.phases))
         for name, module in method.roles.items():
             module.requires_grad_(name in self.trained).to(self.device)
+            if config.recompute and name in self.trained:
+                recompute_blocks(module)
         self.optimizers = {r: make_optimizer(method.roles[r], self._lr(r), config) for r in self.trained}
         self.emas = {r: EMA(method.roles[r], config.ema_decay) for r in self.trained} if config.ema_decay else {}
         self.step, self.seconds, self._bad = 0, 0.0, 0

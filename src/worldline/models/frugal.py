@@ -1,0 +1,67 @@
+"""Training in less memory, with the same results: frozen matrices in bf16, activations of blocks computed again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MethodType
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from worldline.models.lora import LoRARole, as_now
+from worldline.models.wan import Block, Seen
+from worldline.schema import WorldlineError
+
+
+def _blocks(model: nn.Module) -> list[Block]:
+    model = model.base if isinstance(model, LoRARole) else model
+    return [module for module in model.modules() if isinstance(module, Block)]
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Keep only the inputs of every block for backward and compute the rest again, in place: a third more operations.
+
+    Exact: the same adapter acts the second time, and a rollout's past is held as it was. Raises WorldlineError where the
+    model has no transformer blocks.
+    """
+    blocks = _blocks(model)
+    if not blocks:
+        raise WorldlineError(f"a {type(model).__name__} has no blocks to recompute; set train.recompute to false")
+    for block in blocks:
+        block.__dict__["forward"] = MethodType(_recomputed, block)
+
+
+def _recomputed(
+    block: Block,
+    x: Tensor,
+    mod: Tensor,
+    text: tuple[Tensor, Tensor],
+    rope: tuple[Tensor, Tensor],
+    seen: Seen,
+    layer: int,
+) -> Tensor:
+    if not torch.is_grad_enabled():
+        return Block.forward(block, x, mod, text, rope, seen, layer)
+    # By the time of the backward, the rollout's past has grown and another adapter may act.
+    seen = seen if seen.cache is None else replace(seen, cache=seen.cache.fork())
+    again = as_now(block)
+
+    def run(x: Tensor, mod: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with again():
+            return Block.forward(block, x, mod, (k, v), rope, seen, layer)
+
+    out: Tensor = checkpoint(run, x, mod, *text, use_reentrant=False, preserve_rng_state=False)
+    return out
+
+
+@torch.no_grad()
+def halve_frozen(model: nn.Module) -> None:
+    """Store the frozen linear layers of blocks in bf16, in place; adapters are to be added after. Under bf16 autocast,
+    which rounds them so for every product, nothing changes; what is computed in fp32 (clock, norms, embeddings) stays."""
+    for block in _blocks(model):
+        for module in block.modules():
+            if isinstance(module, nn.Linear):
+                for p in module.parameters():
+                    if not p.requires_grad:
+                        p.data = p.data.bfloat16()

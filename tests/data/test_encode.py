@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.conftest import randomise
 from tests.recipes.conftest import write_dataset
@@ -12,7 +15,7 @@ from worldline.data.encode import encode_dataset, to_frames, to_video
 from worldline.data.loader import LatentDataset
 from worldline.models.nano_vae import NanoVAE, NanoVAEConfig
 from worldline.models.text import HashTextEncoder
-from worldline.schema import WorldlineError
+from worldline.schema import TextEmbedding, WorldlineError
 
 
 @pytest.fixture
@@ -38,6 +41,56 @@ def test_encoding_is_that_of_the_codec_and_is_not_done_twice(parts):
     torch.testing.assert_close(train.select([1]).latents, expected, atol=1e-5, rtol=1e-4)
     assert len(train) == 5
     assert len(LatentDataset(out, "heldout", limit=1)) == 1
+
+
+class Padded:
+    """A text encoder of bf16 answers at true length, padded with rubbish that its mask hides."""
+
+    def __init__(self) -> None:
+        self.fingerprint, self.asked = "padded", []
+
+    def encode(self, prompts):
+        self.asked += prompts
+        tokens, mask = torch.full((len(prompts), 7, 8), 9.0), torch.zeros(len(prompts), 7, dtype=torch.bool)
+        for b, prompt in enumerate(prompts):
+            n = 1 + len(prompt) % 5
+            seed = torch.Generator().manual_seed(len(prompt))
+            tokens[b, :n], mask[b, :n] = torch.randn(n, 8, generator=seed).bfloat16().float(), True
+        return TextEmbedding(tokens, mask, self.fingerprint)
+
+
+def test_a_prompt_is_kept_once_in_its_own_length_and_comes_back_exactly(parts):
+    clips, codec, _, out = parts
+    captions = ["red", "a long hall", "red", "", "red", "a long hall", "blue"]
+    for row, caption in zip(clips.rows, captions, strict=True):
+        row["caption"] = caption
+    text = Padded()
+    encode_dataset(clips, codec, text, out, shard_clips=3)
+    assert text.asked == ["red", "a long hall", "", "blue"]
+    stored = load_file(out / "text.safetensors")
+    assert stored["tokens"].dtype == torch.bfloat16
+    assert len(stored["tokens"]) == sum(1 + len(p) % 5 for p in text.asked)
+    train = LatentDataset(out, "train")
+    found, asked = train.select([1, 0, 3]).text, text.encode(["a long hall", "red", ""])
+    assert torch.equal(found.mask, asked.mask)
+    assert torch.equal(found.tokens, asked.tokens * asked.mask[..., None])
+    assert LatentDataset(out, "heldout").select([1]).text.mask.sum() == 1 + len("blue") % 5
+
+
+def test_embeddings_that_bf16_would_change_are_kept_whole(parts):
+    clips, codec, text, out = parts
+    encode_dataset(clips, codec, text, out)
+    found = LatentDataset(out, "train").select([2]).text
+    assert torch.equal(found.tokens, text.encode([clips[2].caption]).tokens)
+
+
+def test_a_folder_of_the_first_format_is_refused(parts):
+    clips, codec, text, out = parts
+    encode_dataset(clips, codec, text, out)
+    info = json.loads((out / "latents.json").read_text())
+    (out / "latents.json").write_text(json.dumps({k: v for k, v in info.items() if k != "format"}))
+    with pytest.raises(WorldlineError, match="another format than 2; run the encode stage again"):
+        LatentDataset(out)
 
 
 def test_poses_are_of_the_latents_in_the_first_frames_gauge(parts):

@@ -1,4 +1,4 @@
-"""Encode clips once: latents and text embeddings in safetensors shards with a manifest, resumable by shard."""
+"""Encode clips once: latents in safetensors shards with a manifest, resumable by shard; every distinct prompt once."""
 
 from __future__ import annotations
 
@@ -54,6 +54,31 @@ def fingerprint(codec: Codec, text: TextEncoder) -> str:
     return digest.hexdigest()[:12]
 
 
+FORMAT = 2
+"""Of an encoded folder; 1 had the prompt of every clip beside its latents."""
+PROMPTS_AT_ONCE = 64
+
+
+@torch.no_grad()
+def encode_prompts(prompts: list[str], text: TextEncoder) -> dict[str, Tensor]:
+    """Embeddings of P prompts as they are kept: `tokens` [sum of n, D], the shown tokens one prompt after another, in bf16
+    where that loses nothing (UMT5 computes in it); `mask` [P, L] says how many and where."""
+    tokens, masks = [], []
+    for i in range(0, len(prompts), PROMPTS_AT_ONCE):
+        made = text.encode(prompts[i : i + PROMPTS_AT_ONCE])
+        shown, mask = made.tokens.detach().cpu().float(), made.mask.cpu()
+        flat = shown[mask]
+        if not torch.isfinite(flat).all():
+            raise WorldlineError(
+                f"the text encoder gave non-finite values for some of {prompts[i : i + PROMPTS_AT_ONCE][:4]}"
+            )
+        small = flat.bfloat16()
+        tokens.append(small if torch.equal(small.float(), flat) else flat)
+        masks.append(mask)
+    exact = all(t.dtype == torch.bfloat16 for t in tokens)
+    return {"tokens": torch.cat([t if exact else t.float() for t in tokens]), "mask": torch.cat(masks)}
+
+
 @torch.no_grad()
 def encode_dataset(
     dataset: ClipDataset,
@@ -64,7 +89,8 @@ def encode_dataset(
     shard_clips: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write shards of latents [N, T, C, H, W] fp32, c2w [N, T, 4, 4] f64, K [N, T, 4] f64, text and mask under `out`.
+    """Write shards of latents [N, T, C, H, W] fp32, c2w [N, T, 4, 4] f64, K [N, T, 4] f64 and prompt [N], the row of each
+    clip in text.safetensors (see `encode_prompts`), under `out`.
 
     The codec's mode is taken (no sampling), so encoding is deterministic. A shard that exists is kept; a folder that was
     encoded by another codec or from other clips is refused.
@@ -73,17 +99,25 @@ def encode_dataset(
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    mark = {"encoders": fingerprint(codec, text), "source": dataset.info["fingerprint"], "clips": len(dataset)}
+    mark = {
+        "format": FORMAT,
+        "encoders": fingerprint(codec, text),
+        "source": dataset.info["fingerprint"],
+        "clips": len(dataset),
+    }
     if (out / "encoding.json").exists() and (there := json.loads((out / "encoding.json").read_text())) != mark:
         raise WorldlineError(f"{out} was encoded as {there}, not {mark}; choose another folder or delete this one")
     (out / "encoding.json").write_text(json.dumps(mark))
+    prompts = {caption: i for i, caption in enumerate(dict.fromkeys(str(r["caption"]) for r in dataset.rows))}
+    if not (out / "text.safetensors").exists():
+        save_file(encode_prompts(list(prompts), text), out / "text.tmp")
+        os.replace(out / "text.tmp", out / "text.safetensors")
     count = -(-len(dataset) // shard_clips)
     for s in range(count):
         path = out / f"shard-{s:05d}.safetensors"
         if not path.exists():
             clips = [dataset[i] for i in range(s * shard_clips, min((s + 1) * shard_clips, len(dataset)))]
             paths = [c.cameras.of_latents(codec.grid) for c in clips]
-            embedded = text.encode([c.caption for c in clips])
             video = [torch.from_numpy(c.frames) for c in clips]
             latents = torch.cat(
                 [codec.encode(to_video(torch.stack(video[i : i + 8]))).float() for i in range(0, len(video), 8)]
@@ -94,8 +128,7 @@ def encode_dataset(
                 "latents": latents,
                 "c2w": torch.stack([torch.from_numpy(p.c2w) for p in paths]),
                 "K": torch.stack([torch.from_numpy(p.K) for p in paths]),
-                "text": embedded.tokens,
-                "mask": embedded.mask,
+                "prompt": torch.tensor([prompts[c.caption] for c in clips]),
             }
             save_file(arrays, path.with_suffix(".tmp"))
             os.replace(path.with_suffix(".tmp"), path)

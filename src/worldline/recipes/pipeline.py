@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from worldline.data.encode import FORMAT
 from worldline.models.registry import weights_hash
 from worldline.recipes import codec, conversion, measuring, results, sources
 from worldline.recipes.builder import RecipeError, to_data
@@ -54,7 +55,7 @@ def _sources(recipe: Recipe, ws: Workspace) -> list[Node]:
     nodes.append(
         Node(
             "encode",
-            {"text": ws.text_encoder().fingerprint},
+            {"text": ws.text_encoder().fingerprint, "format": FORMAT},
             (*from_data, *from_codec),
             partial(sources.encode, ws),
             external=ws.external("data", "codec"),

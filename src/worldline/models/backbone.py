@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from worldline.nn.kv_cache import KVCache
-from worldline.schema import TextEmbedding
+from worldline.schema import Cameras, TextEmbedding
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def tokens_per_frame(self, height: int, width: int) -> int:
         """Tokens of one latent frame of this grid."""
+
+    def conditions(self, levels: Sequence[float], like: Tensor, cameras: Cameras | None, start: int) -> list[Any]:
+        """For every noise level what `model(..., conditions=)` takes in place of forming it again in every step; empty
+        where this backbone has no such thing. like: the chunk [B, T, C, H, W]; start: its first latent's index."""
+        return []
 
     @property
     @abstractmethod

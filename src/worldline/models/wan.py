@@ -10,8 +10,9 @@ Legend: B batch, T latent frames, C channels, H W latent grid, S tokens a frame,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +27,15 @@ from worldline.models.backbone import Backbone, TextContext
 from worldline.nn.attention import FrameMask, attention
 from worldline.nn.camera import CameraMatrices, act, block_diagonal
 from worldline.nn.kv_cache import KVCache, Stream
-from worldline.nn.layers import FeedForward, RMSNorm, TwoLayer, modulated_norm, sinusoidal_embedding
+from worldline.nn.layers import FeedForward, PatchEmbedding, RMSNorm, TwoLayer, modulated_norm, sinusoidal_embedding
 from worldline.schema import Cameras, ShapeError, TextEmbedding, WorldlineError
 
 MOTION_SCALE = 10.0  # brings a latent's usual motion (0.14 rad, 0.08 units) to order one
 CameraMode = Literal["none", "branch", "fused", "plucker", "cross"]
 # Parts that steer, by their keys: not Wan's own, absent from its checkpoints.
 INJECTED = ("prope_o", "motion_embedder", "action_embedder", "ray_embedding", "camera_embedder", "norm3", "attn3")
+# Parts that compute in fp32 whatever the compute type.
+FP32 = (*(f"condition_embedder.{part}" for part in ("time", "motion", "action")), "camera_embedder")
 
 
 @dataclass(frozen=True)
@@ -116,21 +119,41 @@ class Attention(nn.Module):
         out = attention(q, kv[0].to(q.dtype), kv[1].to(q.dtype))
         return self.to_out[0](out.transpose(1, 2).flatten(2))
 
+    def fuse(self) -> None:
+        """Queries, keys and values by one product, normed and turned together: fewer launches, for inference alone."""
+        parts = (self.to_q, self.to_k, self.to_v)
+        self.to_qkv = nn.Linear(self.cfg.dim, 3 * self.cfg.dim, device="meta")
+        self.to_qkv.weight = nn.Parameter(torch.cat([part.weight for part in parts]))
+        self.to_qkv.bias = nn.Parameter(torch.cat([part.bias for part in parts]))
+        self.norm_qk = nn.Parameter(torch.stack([self.norm_q.weight, self.norm_k.weight]))
+        del self.to_q, self.to_k, self.to_v, self.norm_q, self.norm_k
+
+    def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """x: [B, L, D] -> queries, keys, both again after RoPE, and values, [B, L, N, Dh] each."""
+        if not hasattr(self, "to_qkv"):
+            q, k = self.heads(self.norm_q(self.to_q(x))), self.heads(self.norm_k(self.to_k(x)))
+            return q, k, apply_rope(q, *rope), apply_rope(k, *rope), self.heads(self.to_v(x))
+        qkv = self.to_qkv(x).unflatten(-1, (3, -1))  # [B, L, 3, D]
+        width, v = qkv.shape[-1:], self.heads(qkv[..., 2, :])
+        qk = F.rms_norm(qkv[..., :2, :].float(), width, eps=self.cfg.eps) * self.norm_qk
+        pair = self.heads(qk).flatten(-3, -2)  # [B, L, 2 N, Dh]
+        q, k = pair.to(v.dtype).chunk(2, dim=-2)
+        q_rope, k_rope = apply_rope(pair, *rope).to(v.dtype).chunk(2, dim=-2)
+        return q, k, q_rope, k_rope, v
+
     def self_attention(self, x: Tensor, rope: tuple[Tensor, Tensor], seen: Seen, layer: int) -> Tensor:
         """x: [B, L, D] -> [B, L, D]."""
-        q, k = self.heads(self.norm_q(self.to_q(x))), self.heads(self.norm_k(self.to_k(x)))
-        v = self.heads(self.to_v(x))
-        q_rope, k_rope = apply_rope(q, *rope), apply_rope(k, *rope)
+        q, k, q_rope, k_rope, v = self.project(x, rope)
         cam = seen.cameras
         if self.camera == "fused" and cam is not None:
-            q_rope, k_rope, turned = act(q_rope, cam.query), act(k_rope, cam.key), act(v, cam.key)
-            out = act(seen.attend((layer, "main"), q_rope, k_rope, turned), cam.out)
+            k_rope, v = act(torch.cat([k_rope, v], dim=-2), cam.key).chunk(2, dim=-2)
+            out = act(seen.attend((layer, "main"), act(q_rope, cam.query), k_rope, v), cam.out)
         else:
             out = seen.attend((layer, "main"), q_rope, k_rope, v)
         out = self.to_out[0](out.flatten(2))
         if self.camera == "branch" and cam is not None:
-            q, k, v = act(q, cam.query), act(k, cam.key), act(v, cam.key)
-            view = act(seen.attend((layer, "camera"), q, k, v), cam.out)
+            k, v = act(torch.cat([k, v], dim=-2), cam.key).chunk(2, dim=-2)
+            view = act(seen.attend((layer, "camera"), act(q, cam.query), k, v), cam.out)
             out = out + self.prope_o(view.flatten(2))
         return out
 
@@ -155,6 +178,36 @@ class Seen:
         return attention(q, k, v).transpose(1, 2)
 
 
+class Modulation(NamedTuple):
+    """What the clock does to one block, each [B, T, 1, D] fp32; factor = 1 + scale."""
+
+    shift1: Tensor
+    factor1: Tensor
+    gate1: Tensor
+    shift2: Tensor
+    factor2: Tensor
+    gate2: Tensor
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a call's tokens are, in the clip and in the world: the same at every noise level."""
+
+    rope: tuple[Tensor, Tensor]
+    cameras: CameraMatrices | None = None
+    camera_tokens: Tensor | None = None
+    rays: Tensor | None = None  # [B, T, S, D], embedded
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """All that a forward forms from noise level, cameras and positions, for one level."""
+
+    placement: Placement
+    blocks: tuple[Modulation, ...]
+    head: tuple[Tensor, Tensor]  # shift and factor, [B, T, 1, D]
+
+
 class Block(nn.Module):
     """x += gate1 SelfAttn(mod1(x)); x += CrossAttn(norm2(x)); x += gate2 FFN(mod2(x)). Residual stream in fp32."""
 
@@ -169,20 +222,31 @@ class Block(nn.Module):
         self.ffn = FeedForward(cfg.dim, cfg.ffn_dim)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, cfg.dim) / cfg.dim**0.5)
 
+    def modulation(self, mod: Tensor) -> Modulation:
+        """mod: [..., 6, D] fp32, the clock's, of all blocks -> this block's own."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + mod).unsqueeze(-2).unbind(-3)
+        return Modulation(shift1, 1 + scale1, gate1, shift2, 1 + scale2, gate2)
+
     def forward(
-        self, x: Tensor, mod: Tensor, text: tuple[Tensor, Tensor], rope: tuple[Tensor, Tensor], seen: Seen, layer: int
+        self,
+        x: Tensor,
+        mod: Tensor | Modulation,
+        text: tuple[Tensor, Tensor],
+        rope: tuple[Tensor, Tensor],
+        seen: Seen,
+        layer: int,
     ) -> Tensor:
-        """x: [B, T, S, D]; mod: [B, T, 6, D] fp32."""
+        """x: [B, T, S, D]; mod: [B, T, 6, D] fp32, or this block's own, formed before."""
         T = x.shape[1]
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + mod).unsqueeze(3).unbind(2)
-        h = modulated_norm(x, shift1, scale1, self.eps).flatten(1, 2)
+        shift1, factor1, gate1, shift2, factor2, gate2 = self.modulation(mod) if isinstance(mod, Tensor) else mod
+        h = modulated_norm(x, shift1, factor1, self.eps).flatten(1, 2)
         x = torch.addcmul(x, gate1, self.attn1.self_attention(h, rope, seen, layer).unflatten(1, (T, -1)).float())
         h = F.layer_norm(x, x.shape[-1:], self.norm2.weight, self.norm2.bias, self.eps).flatten(1, 2)
         x = x + self.attn2.cross(h, text).unflatten(1, (T, -1))
         if seen.camera_tokens is not None:
             h = F.layer_norm(x, x.shape[-1:], self.norm3.weight, self.norm3.bias, self.eps).flatten(0, 1)
             x = x + self.attn3.cross(h, self.attn3.text_kv(seen.camera_tokens)).view(x.shape)
-        h = modulated_norm(x, shift2, scale2, self.eps)
+        h = modulated_norm(x, shift2, factor2, self.eps)
         return torch.addcmul(x, gate2, self.ffn(h).float())
 
 
@@ -240,10 +304,10 @@ class WanModel(Backbone):
     def __init__(self, cfg: WanConfig) -> None:
         super().__init__()
         self.config = cfg
-        self.patch_embedding = nn.Conv3d(cfg.in_channels, cfg.dim, cfg.patch_size, stride=cfg.patch_size)
+        self.patch_embedding = PatchEmbedding(cfg.in_channels, cfg.dim, cfg.patch_size)
         self.condition_embedder = ConditionEmbedder(cfg)
         if cfg.camera == "plucker":  # equals latents with the rays' channels beside them
-            self.ray_embedding = nn.Conv3d(6, cfg.dim, cfg.patch_size, stride=cfg.patch_size)
+            self.ray_embedding = PatchEmbedding(6, cfg.dim, cfg.patch_size)
         if cfg.camera == "cross":
             self.camera_embedder = CameraTokens(cfg.dim)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.num_layers))
@@ -279,6 +343,29 @@ class WanModel(Backbone):
         for parameter in (p for layer in steering for p in layer.parameters()):
             nn.init.zeros_(parameter)
 
+    @torch.no_grad()
+    def freeze(self, dtype: torch.dtype = torch.float32) -> WanModel:
+        """For inference alone, in place: one product for queries, keys and values, and the weights of matrix products in
+        `dtype` once instead of in every call (bf16 is for use under autocast, whose rounding this is). What autocast leaves
+        in fp32 stays. A frozen model cannot be trained, adapted or saved; freezing it again does nothing."""
+        if self.frozen:
+            return self
+        attentions = [block.attn1 for block in self._blocks()]
+        for part in (part for attn in attentions for part in (attn.to_q, attn.to_k, attn.to_v)):
+            if type(part) is not nn.Linear:
+                raise WorldlineError(f"a projection is {type(part).__name__}; expected Linear: merge adapters first")
+        for attn in attentions:
+            attn.fuse()
+        for name, module in self.named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv3d)) and not name.startswith(FP32):
+                module.to(dtype)
+        return self.eval().requires_grad_(False)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether `freeze` has laid the weights out for inference."""
+        return hasattr(self._blocks()[0].attn1, "to_qkv")
+
     def text_context(self, text: TextEmbedding) -> TextContext:
         """Embed a prompt and make every layer's keys and values once. Padding is attended as zeros, as in Wan."""
         if text.tokens.shape[-1] != self.config.text_dim:
@@ -308,6 +395,53 @@ class WanModel(Backbone):
         cos, sin = rope_angles(grid.flatten(0, 2), self.config.head_dim)
         return cos.to(device), sin.to(device)
 
+    def placement(self, like: Tensor, cameras: Cameras | None, positions: Tensor) -> Placement:
+        """Rotations, camera matrices, tokens and rays for latents `like` [B, T, C, H, W] at `positions` [T]."""
+        H, W = like.shape[-2:]
+        _, ph, pw = self.config.patch_size
+        matrices = camera_tokens = rays = None
+        if cameras is not None and self.config.camera in ("branch", "fused"):
+            matrices = CameraMatrices.from_cameras(cameras, self.config.head_dim, self.config.camera_dims)
+        elif cameras is not None and self.config.camera == "plucker":
+            with torch.autocast(like.device.type, enabled=False):
+                rays = plucker_rays(cameras.w2c.float(), cameras.K.float(), H, W)
+            rays = self.ray_embedding(rays)
+        elif cameras is not None and self.config.camera == "cross":
+            camera_tokens = self.camera_embedder(cameras)
+        return Placement(self.rope(positions, H // ph, W // pw), matrices, camera_tokens, rays)
+
+    @torch.no_grad()
+    def conditions(
+        self, levels: Sequence[float], like: Tensor, cameras: Cameras | None, start: int
+    ) -> list[Conditions]:
+        """The clock of all noise levels of a chunk in one pass, its rotations and its cameras once: few-step sampling asks
+        the same levels again and again. like: [B, T, C, H, W]; start: index of its first latent."""
+        B, T = like.shape[:2]
+        self._check(like, cameras)
+        placement = self.placement(like, cameras, torch.arange(start, start + T, device=like.device))
+        # Filled in on the device: a copy from the host would wait for it.
+        sigma = torch.cat([torch.full((B, T), level, device=like.device) for level in levels])
+        temb, mod = self.condition_embedder.time(sigma, None if cameras is None else cameras.tile(batch=len(levels)))
+        tables = torch.stack([block.scale_shift_table[0] for block in self._blocks()])  # [layers, 6, D]
+        mods = tables[:, :, None, None, None] + mod.unflatten(0, (-1, B)).movedim(3, 1).unsqueeze(1).unsqueeze(-2)
+        mods[:, :, 1::3] += 1  # [levels, layers, 6, B, T, 1, D]: scales become factors
+        heads = zip(*(x.unflatten(0, (-1, B)).unbind(0) for x in self._head(temb)), strict=True)
+        blocks = [tuple(Modulation(*layer.unbind(0)) for layer in level.unbind(0)) for level in mods.unbind(0)]
+        return [Conditions(placement, *parts) for parts in zip(blocks, heads, strict=True)]
+
+    def _head(self, temb: Tensor) -> tuple[Tensor, Tensor]:
+        """temb: [B, T, D] -> shift and factor of the last norm, [B, T, 1, D]."""
+        shift, scale = (self.scale_shift_table + temb[:, :, None]).unsqueeze(3).unbind(2)
+        return shift, 1 + scale
+
+    def _check(self, x: Tensor, cameras: Cameras | None) -> None:
+        _, ph, pw = self.config.patch_size
+        T, _, H, W = x.shape[1:]
+        if H % ph or W % pw:
+            raise ShapeError(f"latent grid {H}x{W} does not divide into patches of {ph}x{pw}")
+        if cameras is not None and cameras.w2c.shape[1] != T:
+            raise ShapeError(f"{cameras.w2c.shape[1]} cameras for {T} latent frames; expected one a frame")
+
     def forward(
         self,
         x: Tensor,
@@ -318,41 +452,34 @@ class WanModel(Backbone):
         positions: Tensor | None = None,
         mask: FrameMask | None = None,
         cache: KVCache | None = None,
+        conditions: Conditions | None = None,
     ) -> Tensor:
         """x: [B, T, C, H, W] noised latents; sigma: [B, T]; cameras: of the same T frames; positions: [T] latent index of
         every frame (default: 0.., or following the cache); mask: which of the T frames sees which; cache: the clean past
-        (exclusive with mask). Returns velocity [B, T, C, H, W] in fp32."""
+        (exclusive with mask); conditions: formed before, they stand for sigma, cameras and positions. Returns velocity
+        [B, T, C, H, W] in fp32."""
         B, T, _, H, W = x.shape
         _, ph, pw = self.config.patch_size
         if sigma.shape != (B, T):
             raise ShapeError(f"sigma {tuple(sigma.shape)}: expected one noise level per latent frame, {(B, T)}")
-        if H % ph or W % pw:
-            raise ShapeError(f"latent grid {H}x{W} does not divide into patches of {ph}x{pw}")
-        if cameras is not None and cameras.w2c.shape[1] != T:
-            raise ShapeError(f"{cameras.w2c.shape[1]} cameras for {T} latent frames; expected one a frame")
-        if positions is None:
-            start = 0 if cache is None else cache.frames
-            positions = torch.arange(start, start + T, device=x.device)
-        rows, cols = H // ph, W // pw
-        tokens = self.patch_embedding(rearrange(x, "b t c h w -> b c t h w"))
-        h = rearrange(tokens, "b d t h w -> b t (h w) d").float()  # [B, T, S, D]
-        temb, mod = self.condition_embedder.time(sigma, cameras)
-        matrices = camera_tokens = None
-        if cameras is not None and self.config.camera in ("branch", "fused"):
-            matrices = CameraMatrices.from_cameras(cameras, self.config.head_dim, self.config.camera_dims)
-        elif cameras is not None and self.config.camera == "plucker":
-            with torch.autocast(x.device.type, enabled=False):
-                rays = plucker_rays(cameras.w2c.float(), cameras.K.float(), H, W)
-            h = h + rearrange(self.ray_embedding(rays.transpose(1, 2)), "b d t h w -> b t (h w) d")
-        elif cameras is not None and self.config.camera == "cross":
-            camera_tokens = self.camera_embedder(cameras)
-        seen = Seen(T, matrices, camera_tokens, mask, cache)
-        rope = self.rope(positions, rows, cols)
+        self._check(x, cameras)
+        mods: Sequence[Tensor | Modulation]
+        if conditions is None:
+            if positions is None:
+                start = 0 if cache is None else cache.frames
+                positions = torch.arange(start, start + T, device=x.device)
+            placement = self.placement(x, cameras, positions)
+            temb, mod = self.condition_embedder.time(sigma, cameras)
+            mods, (shift, factor) = [mod] * self.config.num_layers, self._head(temb)
+        else:
+            placement, mods, (shift, factor) = conditions.placement, conditions.blocks, conditions.head
+        h = self.patch_embedding(x).float()  # [B, T, S, D]
+        h = h if placement.rays is None else h + placement.rays
+        seen = Seen(T, placement.cameras, placement.camera_tokens, mask, cache)
         for layer, block in enumerate(self._blocks()):
-            h = block(h, mod, text.layers[layer], rope, seen, layer)
-        shift, scale = (self.scale_shift_table + temb[:, :, None]).unsqueeze(3).unbind(2)
-        out = self.proj_out(modulated_norm(h, shift, scale, self.config.eps)).float()
-        return rearrange(out, "b t (h w) (p q c) -> b t c (h p) (w q)", h=rows, w=cols, p=ph, q=pw)
+            h = block(h, mods[layer], text.layers[layer], placement.rope, seen, layer)
+        out = self.proj_out(modulated_norm(h, shift, factor, self.config.eps)).float()
+        return rearrange(out, "b t (h w) (p q c) -> b t c (h p) (w q)", h=H // ph, w=W // pw, p=ph, q=pw)
 
     @property
     def reanchors(self) -> bool:

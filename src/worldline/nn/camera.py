@@ -31,12 +31,15 @@ class CameraMatrices:
 
     @staticmethod
     def from_cameras(cameras: Cameras, head_dim: int, share: int) -> CameraMatrices:
-        """share: head dims that carry the camera, a multiple of four. Computed once per forward in fp32, whatever the
-        compute type."""
-        with torch.autocast(cameras.w2c.device.type, enabled=False):
+        """share: head dims that carry the camera, a multiple of four. Formed in fp32, whatever the compute type, and
+        handed out in it, so that no layer converts them again."""
+        device = cameras.w2c.device.type
+        half = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if half else torch.float32
+        with torch.autocast(device, enabled=False):
             P, P_inv = projection_matrices(cameras.w2c.float(), cameras.K.float())
             spread = partial(block_diagonal, head_dim=head_dim, share=share)
-            return CameraMatrices(spread(P), spread(P_inv.mT), spread(P.mT))
+            return CameraMatrices(*(spread(M).to(dtype) for M in (P, P_inv.mT, P.mT)))
 
 
 def block_diagonal(matrix: Tensor, head_dim: int, share: int) -> Tensor:

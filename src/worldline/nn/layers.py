@@ -29,9 +29,23 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
 
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LN(x) (1 + scale) + shift in fp32, without affine. x: [B, T, S, D]; shift, scale: [B, T, 1, D], one a frame."""
-    return torch.addcmul(shift, F.layer_norm(x.float(), x.shape[-1:], eps=eps), 1 + scale)
+def modulated_norm(x: Tensor, shift: Tensor, factor: Tensor, eps: float) -> Tensor:
+    """LN(x) factor + shift in fp32, without affine. x: [B, T, S, D]; shift, factor: [B, T, 1, D], one a frame."""
+    return torch.addcmul(shift, F.layer_norm(x.float(), x.shape[-1:], eps=eps), factor)
+
+
+class PatchEmbedding(nn.Conv3d):
+    """A convolution whose stride is its kernel, 1 x ph x pw, as the one matrix product that it is."""
+
+    def __init__(self, channels: int, dim: int, patch: tuple[int, int, int]) -> None:
+        super().__init__(channels, dim, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, T, C, H, W] -> [B, T, S, D], S = (H / ph) (W / pw) tokens a frame, row by row."""
+        _, ph, pw = self.kernel_size
+        rows = x.unflatten(-1, (-1, pw)).unflatten(-3, (-1, ph))  # [B, T, C, H / ph, ph, W / pw, pw]
+        patches = rows.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
+        return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
 class GELUProjection(nn.Module):

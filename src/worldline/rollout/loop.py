@@ -7,7 +7,8 @@ writes its keys and values), so that a viewer never waits for the cache.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,22 @@ from worldline.nn.kv_cache import BlockCache, KVCache, RingCache
 from worldline.rollout.denoise import denoise
 from worldline.rollout.plan import RolloutPlan
 from worldline.schema import Cameras, TextEmbedding, WorldlineError
+
+LEVELS = 8  # noise levels whose conditions are held at a time: all of a few-step plan, little memory of a long one
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """Conditions of one chunk by noise level; None where the backbone has none."""
+
+    start: int
+    shape: torch.Size
+    cameras: Cameras | None
+    levels: dict[float, Any]
+
+    def serves(self, start: int, shape: torch.Size, cameras: Cameras | None) -> bool:
+        """Whether they are those of this chunk, under these very cameras."""
+        return self.start == start and self.shape == shape and self.cameras is cameras
 
 
 class ChunkLoop:
@@ -36,6 +53,8 @@ class ChunkLoop:
         """text: [B] prompts; negative: the unconditional prompt, needed where plan.guidance != 1; capacity: latent
         frames a ring cache holds where the plan's visibility has no window."""
         self.model, self.plan = model, plan
+        self._stream = cache == "ring"
+        self._ready: _Ready | None = None
         if plan.guidance != 1.0 and negative is None:
             raise WorldlineError(f"guidance {plan.guidance} needs a negative prompt; pass negative=, or set guidance 1")
         prompts = [text] if plan.guidance == 1.0 or negative is None else [text, negative]
@@ -62,15 +81,38 @@ class ChunkLoop:
     ) -> Tensor:
         """noise: [B, n, C, H, W] of the next n latent frames -> their x0. Never writes the cache."""
 
+        self._ready = None  # weights may have changed since
+
         def predict(x: Tensor, sigma: float) -> Tensor:
-            levels = x.new_full(x.shape[:2], sigma, dtype=torch.float32)
             vs = [
-                self.model(x, levels, text, cameras=cameras, cache=cache)
-                for text, cache in zip(self._texts, self._caches, strict=True)
+                self._ask(x, sigma, text, cameras, cache) for text, cache in zip(self._texts, self._caches, strict=True)
             ]
             return vs[0] if len(vs) == 1 else cfg(vs[1], vs[0], self.plan.guidance)
 
         return denoise(self.plan, noise, predict, generator=generator, exit_step=exit_step, grad=grad)
+
+    def _ask(self, x: Tensor, sigma: float, text: TextContext, cameras: Cameras | None, cache: KVCache) -> Tensor:
+        """Velocity [B, n, C, H, W] at one noise level of the plan."""
+        levels = x.new_full(x.shape[:2], sigma, dtype=torch.float32)
+        # Where gradients run, clock and cameras must be part of the graph; training may also have scattered the weights,
+        # which only a forward gathers.
+        ready = (
+            None if torch.is_grad_enabled() or not self._stream else self._conditions(x, sigma, cameras, cache.frames)
+        )
+        given = {} if ready is None else {"conditions": ready}
+        return self.model(x, levels, text, cameras=cameras, cache=cache, **given)
+
+    def _conditions(self, x: Tensor, sigma: float, cameras: Cameras | None, start: int) -> Any | None:
+        """What does not depend on the latents, formed once a chunk for the levels to come and the clean pass."""
+        chunk = (start, x.shape, cameras)
+        if self._ready is None or sigma not in self._ready.levels or not self._ready.serves(*chunk):
+            levels = (*self.plan.sigmas, 0.0)
+            # In fixed groups: the last bits of a level's values must not depend on when it is asked for.
+            first = levels.index(sigma) // LEVELS * LEVELS
+            levels = levels[first : first + LEVELS]
+            found = self.model.conditions(levels, x, cameras, start)
+            self._ready = _Ready(*chunk, dict(zip(levels, found, strict=True)) if found else dict.fromkeys(levels))
+        return self._ready.levels[sigma]
 
     @torch.no_grad()
     def commit(self, x0: Tensor, cameras: Cameras | None) -> None:
@@ -79,7 +121,7 @@ class ChunkLoop:
         for text, cache in zip(self._texts, self._caches, strict=True):
             cache.writing = True
             try:
-                self.model(x0, x0.new_zeros(x0.shape[:2]), text, cameras=cameras, cache=cache)
+                self._ask(x0, 0.0, text, cameras, cache)
                 cache.advance(x0.shape[1])
             finally:
                 cache.writing = False
@@ -99,6 +141,7 @@ class ChunkLoop:
         """An independent continuation from the same past."""
         other = object.__new__(ChunkLoop)
         other.model, other.plan, other._texts = self.model, self.plan, list(self._texts)
+        other._stream, other._ready = self._stream, None
         other._caches = [cache.fork() for cache in self._caches]
         return other
 

@@ -11,7 +11,9 @@ from worldline.recipes.load import library, load_recipe
 from worldline.recipes.planning import clip_of
 from worldline.recipes.schema import Recipe
 from worldline.recipes.workspace import Workspace
+from worldline.rollout.plan import RolloutPlan
 from worldline.schema import WorldlineError
+from worldline.stream.world import check_streamable
 
 NAMES = sorted(library())
 WAN = [name for name in NAMES if name.startswith("wan-")]
@@ -34,10 +36,14 @@ def test_the_lines_and_their_variants_are_there():
     assert set(WAN) >= {
         "wan-1.3b",
         "wan-1.3b-node",
+        "wan-1.3b-small",
+        "wan-1.3b-fast",
         "wan-1.3b-minwm",
+        "wan-1.3b-minwm-cd",
         "wan-1.3b-causal-forcing",
         "wan-5b",
         "wan-5b-node",
+        "wan-5b-small",
     }
 
 
@@ -48,7 +54,9 @@ def test_wan_recipes_take_everything_from_the_user(name, recipes):
     assert recipe.model.config().in_channels in {v.latent_channels for v in WAN_VAE_VARIANTS.values()}
     assert recipe.rollout.prefix == 1, "a world starts from one image"
     batch = {s.train.batch_size * s.train.accumulation * (8 if "-node" in name else 1) for s in recipe.stages.values()}
-    assert batch <= {32, 64}, "the global batches of minWM and Causal-Forcing"
+    assert batch <= {16, 32, 64}, "the global batches of minWM and Causal-Forcing, and the least that works"
+    check_streamable(recipe.rollout.visibility())
+    assert all((s.lora is not None) == ("-small" in name) for s in recipe.stages.values())
 
 
 def test_minwm_recipes_hold_its_published_values(recipes):
@@ -75,13 +83,25 @@ def test_our_defaults_are_the_corrected_ones(recipes):
         assert options.grid_dtype == "fp32"
 
 
-@pytest.mark.parametrize("chunk", [1, 4])
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_documented_chunks_and_steps_are_overrides(chunk, steps):
-    recipe = load_recipe(
-        "wan-1.3b", [f"rollout.chunk={chunk}", f"rollout.steps={steps}", f"stages.ode.options.steps={steps}"]
-    )
-    assert clip_of(recipe).frames == 21
+@pytest.mark.parametrize(
+    ("name", "chunk", "latents"),
+    [
+        ("wan-1.3b", 1, 21),
+        ("wan-1.3b", 3, 19),
+        ("wan-1.3b", 4, 21),
+        ("wan-5b", 1, 31),
+        ("wan-5b", 3, 31),
+        ("wan-5b", 4, 29),
+    ],
+)
+def test_documented_chunks_and_steps_are_overrides(name, chunk, latents, steps):
+    words = [f"rollout.chunk={chunk}", f"data.latents={latents}", f"rollout.steps={steps}"]
+    recipe = load_recipe(name, [*words, f"stages.ode.options.steps={steps}"])
+    clip = clip_of(recipe)
+    assert clip.frames == latents
+    assert (clip.height, clip.width) == ((60, 104) if name == "wan-1.3b" else (44, 80))
+    assert len(RolloutPlan.few_step(recipe.rollout.visibility(), steps).sigmas) == steps
 
 
 def test_what_the_user_has_not_brought_is_said(tmp_path):

@@ -117,7 +117,6 @@ def find_player(args: argparse.Namespace, engine: Engine, latents: int) -> Playe
     """The model and how it is sampled: the three modes."""
     from worldline.evaluate.player import Player
     from worldline.functional.masks import Visibility
-    from worldline.models.text import HashTextEncoder
     from worldline.rollout.plan import RolloutPlan
     from worldline.schema import WorldlineError
 
@@ -139,9 +138,8 @@ def find_player(args: argparse.Namespace, engine: Engine, latents: int) -> Playe
         seen = Visibility(bidirectional=True, prefix=visibility.prefix) if whole else visibility
         plan = RolloutPlan.multi_step(seen, steps, guidance)
     model = engine.model if args.weights is None else _model(args.weights, engine)
-    text = HashTextEncoder(model.config.text_dim, model.config.text_len)
     move_scale, bf16 = engine.config.move_scale, engine.dtype == "bfloat16"
-    return Player(model, engine.codec, text, plan, move_scale, latents if whole else None, bf16)
+    return Player(model, engine.codec, engine.encoder, plan, move_scale, latents if whole else None, bf16)
 
 
 def _model(weights: str, engine: Engine) -> Any:

@@ -112,7 +112,7 @@ def show(console: Console, plan: RecipePlan, about: str) -> None:
         table.add_row(s.name, *parts, f"[bold]{_gib(s.peak)}[/]", "[green]yes[/]" if s.fits else "[bold red]no[/]")
     console.print(table)
     for s in plan.stages:
-        if len(s.roles) > 1:
+        if len(s.roles) > 2:
             networks = ", ".join(f"{r.name} (trained)" if r.trained else r.name for r in s.roles)
             console.print(f"       {s.name} holds {networks}", highlight=False)
     _disk(console, plan)
@@ -132,8 +132,8 @@ def _disk(console: Console, plan: RecipePlan) -> None:
     each = plan.latent_bytes + plan.text_bytes
     clips = "clips: not there yet" if plan.clips is None else f"{plan.clips:,} clips: {size(plan.clips * each)}"
     console.print(
-        f"disk   {clips} ({size(plan.latent_bytes)} of latents and {size(plan.text_bytes)} of text each, also held in "
-        "the computer's memory while training)",
+        f"disk   {clips} ({size(plan.latent_bytes)} of latents and {size(plan.text_bytes)} of text each, the text "
+        "at most and once for equal prompts; held in the computer's memory while training)",
         highlight=False,
         soft_wrap=True,
     )

@@ -6,7 +6,7 @@ activations and RoPE are left out. Tracing runs the real forward on fake tensors
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,11 +15,43 @@ from torch import Tensor
 
 from worldline.functional.camera import cameras_of
 from worldline.functional.masks import Visibility
+from worldline.models.frugal import halve_frozen
+from worldline.models.lora import LoRARole
 from worldline.models.wan import WanConfig, WanModel
 from worldline.nn.attention import FrameMask
+from worldline.recipes.networks import add_adapter
+from worldline.recipes.schema import LoRASection
 from worldline.schema import TextEmbedding
 
 
+@dataclass(frozen=True)
+class Pass:
+    """Operations of a forward, and how many of them are attention's (which has no weights)."""
+
+    flops: float
+    attention: float = 0.0
+
+    def __add__(self, other: Pass) -> Pass:
+        return Pass(self.flops + other.flops, self.attention + other.attention)
+
+    def __mul__(self, times: float) -> Pass:
+        return Pass(self.flops * times, self.attention * times)
+
+    def trained(self, *, lora: bool = False, recompute: bool = False) -> float:
+        """With its backward: two products for one, but only the one for inputs where weights are frozen; and the forward
+        again where activations were not kept."""
+        backward = self.flops + self.attention if lora else 2 * self.flops
+        return self.flops * (2 if recompute else 1) + backward
+
+
+def adapter_parameters(config: WanConfig, lora: LoRASection) -> int:
+    """Parameters of one adapter."""
+    with torch.device("meta"):
+        model = add_adapter(WanModel(config), lora, "counted")
+    return sum(p.numel() for p in LoRARole(model, "counted").parameters())
+
+
+@lru_cache(maxsize=64)
 def parameters(config: WanConfig) -> tuple[int, int]:
     """(all parameters, those in matrices inside blocks, which `muon` takes)."""
     with torch.device("meta"):
@@ -28,7 +60,7 @@ def parameters(config: WanConfig) -> tuple[int, int]:
     return sum(p.numel() for _, p in named), sum(p.numel() for k, p in named if p.ndim == 2 and "blocks." in k)
 
 
-def forward_flops(config: WanConfig, frames: int, tokens: int, pairs: int, *, cameras: bool = True) -> float:
+def forward_flops(config: WanConfig, frames: int, tokens: int, pairs: int, *, cameras: bool = True) -> Pass:
     """One forward of one sample: `frames` latent frames of `tokens` tokens; `pairs` counts (frame, frame it sees)."""
     D, Dh = config.dim, config.head_dim
     camera = config.camera if cameras else "none"
@@ -55,14 +87,15 @@ def forward_flops(config: WanConfig, frames: int, tokens: int, pairs: int, *, ca
         frame += (6 + D) * D
     if cameras and config.actions:
         frame += (config.actions + D) * D
-    layer = L * linear + attention + 2 * D * L * seen
-    return 2.0 * (config.num_layers * layer + L * (embed + D * config.out_channels * patch) + frames * frame)
+    attention += 2 * D * L * seen
+    outside = L * (embed + D * config.out_channels * patch) + frames * frame
+    return Pass(2.0 * (config.num_layers * (L * linear + attention) + outside), 2.0 * config.num_layers * attention)
 
 
-def prompt_flops(config: WanConfig) -> float:
+def prompt_flops(config: WanConfig) -> Pass:
     """Embedding one prompt, and its keys and values for every layer."""
     D = config.dim
-    return 2.0 * config.text_len * (config.text_dim * D + D * D + config.num_layers * 2 * D * D)
+    return Pass(2.0 * config.text_len * (config.text_dim * D + D * D + config.num_layers * 2 * D * D))
 
 
 @lru_cache(maxsize=64)
@@ -76,15 +109,16 @@ def kept_for_backward(
     cameras: bool = True,
     half: bool = True,
     forced: Visibility | None = None,
+    lora: LoRASection | None = None,
 ) -> tuple[int, int]:
     """Bytes a training forward keeps until backward: (outside the blocks, in one block).
 
     height, width: of the latent grid; half: under bf16 autocast. forced: teacher forcing of 2 `frames`, with the copies of
     keys and values that the `blocks` backend of a CPU makes; None is one call in which all frames see each other, which keeps
-    what fused kernels keep.
+    what fused kernels keep. lora: an adapter is trained on frozen weights.
     """
     one, two = (
-        _trace(replace(config, num_layers=n), frames, height, width, batch, cameras, half, forced) for n in (1, 2)
+        _trace(replace(config, num_layers=n), frames, height, width, batch, cameras, half, forced, lora) for n in (1, 2)
     )
     return max(2 * one - two, 0), two - one
 
@@ -98,6 +132,7 @@ def _trace(
     cameras: bool,
     half: bool,
     forced: Visibility | None,
+    lora: LoRASection | None,
 ) -> int:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -115,6 +150,11 @@ def _trace(
         frames *= 2
     with FakeTensorMode():
         model = WanModel(config)
+        if lora is not None:
+            model.requires_grad_(False)
+            if half:
+                halve_frozen(model)
+            add_adapter(model, lora, "traced")
         x, sigma = torch.randn(batch, frames, config.in_channels, height, width), torch.rand(batch, frames)
         views = cameras_of(torch.eye(4).repeat(batch, frames, 1, 1), torch.ones(batch, frames, 4)) if cameras else None
         if views is not None and config.actions:

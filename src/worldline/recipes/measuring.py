@@ -126,6 +126,7 @@ def _bundled(ws: Workspace, directory: Path) -> dict[str, float]:
     """The bundled world on the same episodes; nothing where the package has none, or one of another size."""
     from worldline.evaluate.player import Player
     from worldline.evaluate.suite import evaluate_player
+    from worldline.stream.text import world_text_encoder
     from worldline.stream.world import WorldConfig
 
     where = ws.bundled_world()
@@ -136,7 +137,8 @@ def _bundled(ws: Workspace, directory: Path) -> dict[str, float]:
     if held_out[0].frames.shape[1:3] != (config.height, config.width):
         return {}
     model, codec = load_model(where), load_model(where / config.codec)
-    played = Player(model, codec, ws.text_encoder(), config.plan, config.move_scale)
+    text = world_text_encoder(where, config.text, model.config.text_dim, model.config.text_len)
+    played = Player(model, codec, text, config.plan, config.move_scale)
     (directory / "bundled").mkdir(parents=True, exist_ok=True)
     found = evaluate_player(played, held_out, ws.recipe.evaluate.seed)
     save_evaluation(found, directory / "bundled")

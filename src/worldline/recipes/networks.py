@@ -50,7 +50,7 @@ def networks(ws: Workspace, section: StageSection) -> dict[str, Backbone]:
         if name is not None:
             lora = section.lora if stage == root else ws.recipe.stages[stage].lora
             assert lora is not None, "a stage that is not its own root has an adapter"
-            _add(base, lora, role)
+            add_adapter(base, lora, role)
             if trained and root == "base":
                 _check_nothing_stays_silent(base, lora)
             if stage != root:
@@ -71,7 +71,7 @@ def merged(ws: Workspace, stage: str, role: LoRARole, directory: Path) -> WanMod
     state = lora_state(role.base, adapter=role.adapter)
     save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, directory / ADAPTER)
     whole = _root(ws, ws.recipe.lora_root(stage))
-    return merge_lora(load_lora(_add(whole, lora, "trained"), state, adapter="trained"), "trained")
+    return merge_lora(load_lora(add_adapter(whole, lora, "trained"), state, adapter="trained"), "trained")
 
 
 def _root(ws: Workspace, stage: str) -> WanModel:
@@ -103,5 +103,6 @@ def _check_nothing_stays_silent(base: WanModel, lora: LoRASection) -> None:
         )
 
 
-def _add(model: WanModel, lora: LoRASection, adapter: str) -> WanModel:
+def add_adapter(model: WanModel, lora: LoRASection, adapter: str) -> WanModel:
+    """A silent adapter on `model`, as a recipe says it."""
     return add_lora(model, lora.rank, lora.alpha, lora.targets, adapter=adapter)  # type: ignore[arg-type]

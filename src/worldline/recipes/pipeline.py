@@ -11,12 +11,13 @@ from worldline.data.encode import FORMAT
 from worldline.models.registry import weights_hash
 from worldline.recipes import codec, conversion, measuring, results, sources
 from worldline.recipes.builder import RecipeError, to_data
-from worldline.recipes.graph import Interrupted, Node, Progress, execute
+from worldline.recipes.graph import Interrupted, Node, Progress, execute, select
 from worldline.recipes.load import save_recipe
 from worldline.recipes.schema import Recipe
 from worldline.recipes.store import StageRecord, StageStore
 from worldline.recipes.training import decisive
 from worldline.recipes.workspace import Workspace
+from worldline.stream.world import check_streamable
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def _sources(recipe: Recipe, ws: Workspace) -> list[Node]:
             external=ws.external("data", "codec"),
         )
     )
-    if recipe.stages and recipe.evaluate.stages:
+    if recipe.stages and recipe.evaluate.every_stage:
         nodes.append(_episodes(recipe, ws))
     if recipe.base.path is None:
         config = {
@@ -75,7 +76,7 @@ def _sources(recipe: Recipe, ws: Workspace) -> list[Node]:
 
 def _conversion(recipe: Recipe, ws: Workspace) -> list[Node]:
     """The model stages, each followed by its evaluation."""
-    nodes = [_evaluation(recipe, ws, "base")] if recipe.evaluate.stages and recipe.stages else []
+    nodes = [_evaluation(recipe, ws, "base")] if recipe.evaluate.every_stage and recipe.stages else []
     for name, stage in recipe.stages.items():
         sources = tuple(dict.fromkeys(stage.roles().values()))
         inputs = ("encode", *(s for s in sources if s != "base"), *(ws.internal("base") if "base" in sources else ()))
@@ -84,7 +85,7 @@ def _conversion(recipe: Recipe, ws: Workspace) -> list[Node]:
             config["rollout"] = to_data(recipe.rollout)
         external = ws.external("base") if "base" in sources else {}
         nodes.append(Node(name, config, inputs, partial(conversion.stage, ws, name), external=external))
-        if recipe.evaluate.stages:
+        if recipe.evaluate.every_stage:
             nodes.append(_evaluation(recipe, ws, name))
     return nodes
 
@@ -115,28 +116,27 @@ def _results(recipe: Recipe, ws: Workspace) -> list[Node]:
     compared = tuple(dict.fromkeys(s for s in (ws.first("finetune"), ws.first("teacher_forcing"), ws.last) if s))
     reference = ws.bundled_world()
     bundled = {} if reference is None else {"bundled world": weights_hash(reference)}
-    return [
-        Node(
-            "world",
-            {"world": to_data(recipe.world), "rollout": rollout},
-            (ws.last, *parts),
-            partial(results.world, ws),
-            external=external,
-        ),
-        *([] if recipe.evaluate.stages else [_episodes(recipe, ws)]),
-        Node(
-            "evaluate",
-            {
-                "latency": [recipe.evaluate.latency, recipe.evaluate.latency_steps],
-                "rollout": rollout,
-                "latents": recipe.data.latents,
-            },
-            (*compared, "episodes", *parts),
-            partial(measuring.evaluate, ws),
-            external={**external, **bundled},
-        ),
-        report,
-    ]
+    made = Node(
+        "world",
+        {"world": to_data(recipe.world), "rollout": rollout},
+        (ws.last, *parts),
+        partial(results.world, ws),
+        external=external,
+    )
+    if recipe.evaluate.episodes == 0:
+        return [made, report]
+    figures = Node(
+        "evaluate",
+        {
+            "latency": [recipe.evaluate.latency, recipe.evaluate.latency_steps],
+            "rollout": rollout,
+            "latents": recipe.data.latents,
+        },
+        (*compared, "episodes", *parts),
+        partial(measuring.evaluate, ws),
+        external={**external, **bundled},
+    )
+    return [made, *([] if recipe.evaluate.every_stage else [_episodes(recipe, ws)]), figures, report]
 
 
 def _seeded(recipe: Recipe, section: Any) -> dict[str, Any]:
@@ -167,6 +167,8 @@ def run(
     if fork is not None and not (fork / "recipe.yaml").is_file():
         raise RecipeError(f"--fork {fork}: no recipe.yaml there; expected the directory of another run")
     nodes = plan(recipe, run_dir)
+    if "world" in select(nodes, from_, until)[1]:
+        check_streamable(recipe.rollout.visibility())
     save_recipe(recipe, run_dir / "recipe.yaml")
     try:
         records = execute(

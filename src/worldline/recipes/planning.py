@@ -1,15 +1,15 @@
 """What a recipe would cost, before anything is loaded: memory, operations, hours and disk of every training stage.
 
-Memory is of one device that holds every network of a stage, as the trainer lays them out: fp32 weights, also of frozen
-networks; gradients of the network a phase trains; optimizer moments and averages of all that are trained; what a forward
-keeps for backward (traced, no recomputation); keys and values of rollouts.
+Memory is of one device that holds every network of a stage, as the trainer lays them out: fp32 weights, bf16 matrices of
+frozen networks; gradients of the network a phase trains; optimizer moments and averages of all that are trained; what a
+forward keeps for backward (traced) or block inputs where blocks are recomputed; keys and values of rollouts.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,22 @@ from worldline.methods.dmd import DMDConfig
 from worldline.methods.ode import ODEConfig
 from worldline.models.wan import WanConfig
 from worldline.models.wan_vae import WAN_VAE_VARIANTS
-from worldline.recipes.costs import cache_bytes, forward_flops, kept_for_backward, parameters, prompt_flops
+from worldline.recipes.costs import (
+    Pass,
+    adapter_parameters,
+    cache_bytes,
+    forward_flops,
+    kept_for_backward,
+    parameters,
+    prompt_flops,
+)
 from worldline.recipes.devices import Device
-from worldline.recipes.schema import Recipe, StageSection
+from worldline.recipes.networks import sources
+from worldline.recipes.schema import LoRASection, Recipe, StageSection
 from worldline.schema import TimeGrid, WorldlineError
-from worldline.train.config import TrainConfig
 
 SMALLEST_BATCH = 16
 """minWM (arXiv:2605.30263) teaching camera control: batches under 4 fail, 8 are unstable, 16 work."""
-LORA_SHARE = 0.02  # of the parameters, about rank 16
 
 
 @dataclass(frozen=True)
@@ -40,39 +47,38 @@ class Setting:
     ema: bool
     optimizer: str
     trajectories: int = 1  # solved together (ode)
-    checkpointing: bool = False  # keep block inputs alone, compute the rest again
+    recompute: bool = False  # keep block inputs alone, compute the rest again
+    half: bool = True  # frozen matrices are kept in bf16
     shards: int = 1  # devices that share weights, gradients and moments
-    half_frozen: bool = False  # frozen networks in bf16
     small_moments: bool = False  # 8-bit
-    lora: bool = False
 
 
 @dataclass(frozen=True)
 class Role:
-    """A network of a stage."""
+    """A network of a stage, or the frozen base that several share."""
 
     name: str
     parameters: int
     matrices: int  # of those, in matrices inside blocks
     trained: bool
+    moving: bool = False  # follows a trained one, in fp32
 
     def states(self, s: Setting) -> dict[str, float]:
         """Bytes that stay on the device: weights, optimizer, ema."""
         if not self.trained:
-            return {"weights": self.parameters * (2 if s.half_frozen else 4) / s.shards}
-        share = LORA_SHARE if s.lora else 1.0
+            saved = 2 * self.matrices if s.half and not self.moving else 0
+            return {"weights": (4 * self.parameters - saved) / s.shards}
         moment = 1 if s.small_moments else 4
         count = 2 * self.parameters - (self.matrices if s.optimizer == "muon" else 0)
-        weights = self.parameters * (2 + 4 * share if s.lora else 4)
         return {
-            "weights": weights / s.shards,
-            "optimizer": share * count * moment / s.shards,
-            "ema": share * 4 * self.parameters / s.shards if s.ema else 0.0,
+            "weights": 4 * self.parameters / s.shards,
+            "optimizer": count * moment / s.shards,
+            "ema": 4 * self.parameters / s.shards if s.ema else 0.0,
         }
 
     def gradients(self, s: Setting) -> float:
         """Bytes of fp32 gradients while this role is trained."""
-        return 4 * self.parameters * (LORA_SHARE if s.lora else 1.0) / s.shards
+        return 4 * self.parameters / s.shards
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ class RecipePlan:
     clip: dict[str, int]  # latents, tokens a latent, latent height and width
     clips: int | None  # encoded; None where the data is not there yet
     latent_bytes: int  # of one encoded clip
-    text_bytes: int  # and of its prompt
+    text_bytes: int  # and of a prompt, at most; equal prompts are kept once
     stages: tuple[StagePlan, ...]
     notes: tuple[str, ...]
 
@@ -187,25 +193,35 @@ def clip_of(recipe: Recipe) -> Clip:
 class Costs:
     """What passes over a recipe's clip cost; one sample everywhere."""
 
-    def __init__(self, recipe: Recipe, train: TrainConfig, cameras: bool, on_cpu: bool) -> None:
-        self.recipe, self.cameras, self.on_cpu = recipe, cameras, on_cpu
+    def __init__(self, recipe: Recipe, section: StageSection, cameras: bool, on_cpu: bool) -> None:
+        self.recipe, self.section, self.cameras, self.on_cpu = recipe, section, cameras, on_cpu
         self.config: WanConfig = recipe.model.config(None if cameras else "none")
-        self.clip, self.half = clip_of(recipe), train.precision == "bf16"
+        self.clip, self.half = clip_of(recipe), section.train.precision == "bf16"
         self.visibility = recipe.rollout.visibility()
 
-    def whole(self, frames: int) -> float:
+    def of(self, section: StageSection) -> Costs:
+        """The same for another section of this stage."""
+        other = Costs(self.recipe, section, self.cameras, self.on_cpu)
+        other.clip = self.clip
+        return other
+
+    def trained(self, one: Pass) -> float:
+        """A pass and its backward."""
+        return one.trained(lora=self.section.lora is not None, recompute=self.section.train.recompute)
+
+    def whole(self, frames: int) -> Pass:
         """A forward in which all frames see each other."""
         return self._forward(frames, frames * frames)
 
-    def forced(self, frames: int) -> float:
+    def forced(self, frames: int) -> Pass:
         """A teacher-forced forward."""
         return self._forward(2 * frames, int(self.visibility.teacher_forcing_mask(frames).sum()))
 
-    def _forward(self, frames: int, pairs: int) -> float:
+    def _forward(self, frames: int, pairs: int) -> Pass:
         return forward_flops(self.config, frames, self.clip.tokens, pairs, cameras=self.cameras)
 
     @property
-    def prompt(self) -> float:
+    def prompt(self) -> Pass:
         """Embedding a prompt."""
         return prompt_flops(self.config)
 
@@ -217,13 +233,13 @@ class Costs:
             yield stop - start, len(self.visibility.visible_frames(start, stop))
             start = stop
 
-    def rollout(self, frames: int) -> tuple[float, float]:
+    def rollout(self, frames: int) -> tuple[Pass, Pass]:
         """(a rollout's passes without gradients, its passes at the exit step). The exit step is uniform over the steps."""
         given, steps = self.visibility.prefix, self.recipe.rollout.steps
         chunks = [self._forward(n, n * seen) for n, seen in self.chunks(frames)]
         generated = chunks[1:] if given else chunks
-        commits = sum(chunks[:-1])  # nothing follows the last chunk
-        return commits + sum(generated) * (steps - 1) / 2, sum(generated)
+        commits, exits = sum(chunks[:-1], Pass(0)), sum(generated, Pass(0))  # nothing follows the last chunk
+        return commits + exits * ((steps - 1) / 2), exits
 
     def kept(self, frames: int, forced: bool = False) -> tuple[float, float]:
         """Bytes kept for backward by a pass over `frames` (twice as many where forced)."""
@@ -237,6 +253,7 @@ class Costs:
             cameras=self.cameras,
             half=self.half,
             forced=visibility,
+            lora=self.section.lora,
         )
 
     def residual(self, frames: int) -> float:
@@ -251,23 +268,24 @@ class Costs:
         return held, copies
 
 
-def phases(section: StageSection, costs: Costs) -> tuple[list[Phase], float]:
-    """The updates of a stage, and its operations before the first step. Backward counts as two forwards."""
-    T, options, prompt = costs.clip.frames, section.options, costs.prompt
+def phases(costs: Costs) -> tuple[list[Phase], float]:
+    """The updates of a stage, and its operations before the first step, for one sample."""
+    T, section, prompt = costs.clip.frames, costs.section, costs.prompt
+    options = section.options
     if section.method == "finetune":
-        return [
-            Phase("flow", "model", 3 * (costs.whole(T) + prompt), kept=costs.kept(T), residual=costs.residual(T))
-        ], 0.0
+        flops = costs.trained(costs.whole(T) + prompt)
+        return [Phase("flow", "model", flops, kept=costs.kept(T), residual=costs.residual(T))], 0.0
     if isinstance(options, DMDConfig):
         return _dmd_phases(options, costs), 0.0
     forced, kept, residual = costs.forced(T) + prompt, costs.kept(T, forced=True), costs.residual(2 * T)
     passes = 1 if getattr(options, "guidance", 1.0) == 1.0 else 2  # a guided teacher answers twice
     if isinstance(options, ConsistencyConfig):
-        return [Phase("consistency", "model", (3 + passes + 1) * forced, kept=kept, residual=residual)], 0.0
-    train = Phase(section.method, "model", 3 * forced, kept=kept, residual=residual)
+        flops = costs.trained(forced) + (passes + 1) * forced.flops
+        return [Phase("consistency", "model", flops, kept=kept, residual=residual)], 0.0
+    train = Phase(section.method, "model", costs.trained(forced), kept=kept, residual=residual)
     if isinstance(options, ODEConfig):
         working = passes * (kept[1] + residual)
-        return [train, Phase("trajectories", None, 0.0, working=working)], passes * options.euler_steps * forced
+        return [train, Phase("trajectories", None, 0.0, working=working)], passes * options.euler_steps * forced.flops
     return [train], 0.0
 
 
@@ -278,11 +296,12 @@ def _dmd_phases(options: DMDConfig, costs: Costs) -> list[Phase]:
     free, exits = costs.rollout(T)
     score, kept, residual = costs.whole(T) + prompt, costs.kept(T), costs.residual(T)
     held, copies = costs.caches(T)
+    # The generator's update asks the real score twice, for guidance, and the fake one.
     return [
         Phase(
             "generator",
             "generator",
-            free + 3 * (exits + prompt) + 3 * score,  # the real score twice, for guidance, and the fake one
+            free.flops + costs.trained(exits + prompt) + 3 * score.flops,
             every=options.critic_updates,
             kept=kept,
             cache=held,
@@ -293,28 +312,39 @@ def _dmd_phases(options: DMDConfig, costs: Costs) -> list[Phase]:
         Phase(
             "critic",
             "fake",
-            free + exits + prompt + 3 * score,
+            (free + exits + prompt).flops + costs.trained(score),
             kept=kept,
             residual=residual,
         ),
     ]
 
 
-def roles(section: StageSection, config: WanConfig) -> tuple[Role, ...]:
-    """The networks of a stage."""
+def roles(recipe: Recipe, section: StageSection, config: WanConfig) -> tuple[Role, ...]:
+    """The networks of a stage, that whose weights it leaves first."""
     count, matrices = parameters(config)
-    named = {
-        "finetune": (("model", True),),
-        "teacher_forcing": (("model", True),),
-        "ode": (("model", True),),  # the teacher is let go of before training
-        "consistency": (("model", True), ("teacher", False), ("target", False)),
-        "dmd": (("generator", True), ("real", False), ("fake", True)),
-    }[section.method]
-    return tuple(Role(name, count, matrices, trained) for name, trained in named)
+    named = sources(section)
+    if section.method == "ode":
+        named.pop("teacher")  # let go of before training
+    target = [("target", section.init)] if section.method == "consistency" else []
+    lora = section.lora
+    if lora is None:
+        whole = [Role(role, count, matrices, trained) for role, (_, trained) in named.items()]
+        return (*whole, *(Role(name, count, matrices, False, moving=True) for name, _ in target))
+    size, found = adapter_parameters(config, lora), []
+    on: dict[str, list[str]] = {}
+    for role, (stage, trained) in named.items():
+        root = recipe.lora_root(stage)
+        on.setdefault(root, []).append(role)
+        if trained or root != stage:
+            found.append(Role(role, size, size, trained))
+    found += [Role(name, size, 0, False, moving=True) for name, _ in target]
+    return (*found, *(Role(f"base of {', '.join(names)}", count, matrices, False) for names in on.values()))
 
 
-def memory(stage: tuple[Role, ...], updates: list[Phase], layers: int, s: Setting) -> tuple[dict[str, float], str]:
-    """Bytes at the peak, by what they are, and the phase that has it."""
+def memory(
+    stage: tuple[Role, ...], updates: list[Phase], layers: int, s: Setting, teacher: float = 0.0
+) -> tuple[dict[str, float], str]:
+    """Bytes at the peak, by what they are, and the phase that has it. teacher: weights of one that solves trajectories."""
     states: dict[str, float] = {"weights": 0.0, "gradients": 0.0, "optimizer": 0.0, "ema": 0.0}
     for role in stage:
         for kind, amount in role.states(s).items():
@@ -322,12 +352,12 @@ def memory(stage: tuple[Role, ...], updates: list[Phase], layers: int, s: Settin
     found: list[tuple[dict[str, float], str]] = []
     for phase in updates:
         if phase.name == "trajectories":  # one frozen teacher, before there is anything else
-            weights = stage[0].parameters * 4.0
+            weights = max(sum(r.states(s)["weights"] for r in stage if not r.trained), teacher)
             found.append(({"weights": weights, "activations": s.trajectories * phase.working}, phase.name))
             continue
         gradients = sum(r.gradients(s) for r in stage if r.name == phase.role)
         outside, block = phase.kept
-        kept = outside + (layers * phase.residual if s.checkpointing else layers * block + phase.copies)
+        kept = outside + (layers * phase.residual if s.recompute else layers * block + phase.copies)
         # Backward needs another block's worth at its height; so does a pass of a frozen network beside it.
         activations = s.batch * (kept + max(block, phase.working))
         at = {**states, "gradients": gradients, "activations": activations, "caches": s.batch * phase.cache}
@@ -368,7 +398,7 @@ def plan_recipe(recipe: Recipe, device: Device, *, devices: int = 1, utilisation
         clip={"latents": clip.frames, "tokens": clip.tokens, "height": clip.height, "width": clip.width},
         clips=clips,
         latent_bytes=latent * clip.encoded,
-        text_bytes=4 * config.text_len * config.text_dim,
+        text_bytes=(4 if recipe.text.kind == "hash" else 2) * config.text_len * config.text_dim,
         stages=stages,
         notes=tuple(notes),
     )
@@ -383,6 +413,45 @@ def clips_of(recipe: Recipe) -> int | None:
     return int(json.loads(info.read_text())["clips"]) if info.is_file() else None
 
 
+@dataclass(frozen=True)
+class Assessment:
+    """A stage as its section says it, and what it needs."""
+
+    networks: tuple[Role, ...]
+    updates: list[Phase]
+    once: float  # operations before the first step, for one sample
+    setting: Setting
+    memory: dict[str, float]
+    phase: str  # that has the peak
+
+    @property
+    def peak(self) -> float:
+        """Bytes."""
+        return sum(self.memory.values())
+
+
+def assess(costs: Costs, changes: Mapping[str, Any] | None = None) -> Assessment:
+    """What the stage of `costs` needs; changes: of its Setting, for what no recipe can say yet."""
+    section, config = costs.section, costs.config
+    train, options = section.train, section.options
+    setting = Setting(
+        train.batch_size,
+        train.accumulation,
+        train.ema_decay > 0,
+        train.optimizer,
+        trajectories=options.clips_per_batch if isinstance(options, ODEConfig) else 1,
+        recompute=train.recompute,
+        half=costs.half,
+    )
+    setting = replace(setting, **(changes or {}))
+    updates, once = phases(costs)
+    networks = roles(costs.recipe, section, config)
+    count, matrices = parameters(config)
+    teacher = Role("teacher", count, matrices, False).states(setting)["weights"]
+    peak, phase = memory(networks, updates, config.num_layers, setting, teacher)
+    return Assessment(networks, updates, once, setting, peak, phase)
+
+
 def _stage(
     recipe: Recipe,
     name: str,
@@ -394,42 +463,36 @@ def _stage(
     latent: int,
 ) -> StagePlan:
     train, options = section.train, section.options
-    costs = Costs(recipe, train, cameras=name != "base", on_cpu=device.name == "cpu")
-    updates, once = phases(section, costs)
-    networks = roles(section, costs.config)
-    ode = options if isinstance(options, ODEConfig) else None
-    setting = Setting(
-        train.batch_size, train.accumulation, train.ema_decay > 0, train.optimizer, ode.clips_per_batch if ode else 1
-    )
-    layers = costs.config.num_layers
-    peak, phase = memory(networks, updates, layers, setting)
+    costs = Costs(recipe, section, cameras=name != "base", on_cpu=device.name == "cpu")
+    found = assess(costs)
     samples = train.batch_size * train.accumulation * devices
-    per_step = samples * sum(p.flops / p.every for p in updates)
+    per_step = samples * sum(p.flops / p.every for p in found.updates)
+    ode = options if isinstance(options, ODEConfig) else None
     solved = min(ode.clips, clips or ode.clips) if ode else 0
-    once *= solved
+    once = found.once * solved
     disk = {
-        "checkpoints": train.keep * _checkpoint(networks, setting, section.method),
-        "model": 4.0 * networks[0].parameters,
+        "checkpoints": train.keep * _checkpoint(found),
+        "model": 4.0 * parameters(costs.config)[0],
     }
     if ode:
         disk["trajectories"] = solved * (ode.steps + 1) * costs.clip.frames * latent / 2  # fp16
-    fits = device.holds(sum(peak.values()))
+    fits = device.holds(found.peak)
     warnings = []
     if samples < SMALLEST_BATCH:
         warnings.append(
             f"global batch {samples} is below {SMALLEST_BATCH}: minWM found camera control unstable at 8 and absent under 4 "
-            f"(arXiv:2605.30263); set stages.{name}.train.accumulation={ceil(SMALLEST_BATCH / (train.batch_size * devices))}"
+            f"(arXiv:2605.30263); set {_key(name)}.train.accumulation={ceil(SMALLEST_BATCH / (train.batch_size * devices))}"
         )
-    found = [] if fits else mends(name, networks, updates, layers, setting, device, devices)
-    if not fits and (shorter := _shorter(costs, section, networks, setting, device)):
+    advice = [] if fits else mends(name, costs, device, devices)
+    if not fits and (shorter := _shorter(costs, device)):
         where = f"stages.{name}.options.latents" if section.method == "dmd" else "data.latents"
-        found.append(f"or --set {where}={shorter} (shorter clips, a shorter memory learnt)")
+        advice.append(f"or --set {where}={shorter} (shorter clips, a shorter memory learnt)")
     return StagePlan(
         name=name,
         method=section.method if name != "base" else "pretraining",
-        roles=networks,
-        memory=peak,
-        phase=phase,
+        roles=found.networks,
+        memory=found.memory,
+        phase=found.phase,
         flops_per_step=per_step,
         once_flops=once,
         seconds=(per_step * train.steps + once) / (devices * device.tflops * 1e12 * utilisation),
@@ -437,70 +500,66 @@ def _stage(
         global_batch=samples,
         disk=disk,
         fits=fits,
-        mends=tuple(found),
+        mends=tuple(advice),
         warnings=tuple(warnings),
     )
 
 
-def _shorter(costs: Costs, section: StageSection, networks: tuple[Role, ...], s: Setting, device: Device) -> int | None:
+def _key(name: str) -> str:
+    return "base" if name == "base" else f"stages.{name}"
+
+
+def _shorter(costs: Costs, device: Device) -> int | None:
     """The most latent frames, two chunks at least, with which a stage fits; None where there are none."""
     whole, seen = costs.clip, costs.visibility
     low, high = 2, (whole.frames - seen.prefix) // seen.chunk - 1  # chunks
     best = None
-    s = replace(s, batch=1, trajectories=1)
-    while low <= high:
-        middle = (low + high) // 2
-        costs.clip = replace(whole, frames=seen.prefix + middle * seen.chunk)
-        if device.holds(sum(memory(networks, phases(section, costs)[0], costs.config.num_layers, s)[0].values())):
-            best, low = costs.clip.frames, middle + 1
-        else:
-            high = middle - 1
-    costs.clip = whole
+    try:
+        while low <= high:
+            middle = (low + high) // 2
+            costs.clip = replace(whole, frames=seen.prefix + middle * seen.chunk)
+            if device.holds(assess(costs, {"batch": 1, "trajectories": 1}).peak):
+                best, low = costs.clip.frames, middle + 1
+            else:
+                high = middle - 1
+    finally:
+        costs.clip = whole
     return best
 
 
-def _checkpoint(networks: tuple[Role, ...], s: Setting, method: str) -> float:
-    """Bytes of one checkpoint: what is trained, its moments and average, and a consistency target."""
-    trained = sum(sum(r.states(s).values()) for r in networks if r.trained)
-    return trained + sum(4.0 * r.parameters for r in networks if r.name == "target" and method == "consistency")
+def _checkpoint(found: Assessment) -> float:
+    """Bytes of one checkpoint: what is trained, its moments and average, and what moves with it."""
+    kept = (r for r in found.networks if r.trained or r.moving)
+    return sum(sum(r.states(found.setting).values()) for r in kept)
 
 
 @dataclass(frozen=True)
 class Mend:
-    """Something that takes less memory."""
+    """Something that takes less memory: another section, or (where no recipe can say it yet) another setting."""
 
     text: str
-    changes: dict[str, Any]  # of Setting
-    free: bool = False  # teaches the same
+    section: Callable[[StageSection], StageSection] = lambda section: section
+    setting: Mapping[str, Any] = field(default_factory=dict)
 
 
-def mends(
-    name: str,
-    networks: tuple[Role, ...],
-    updates: list[Phase],
-    layers: int,
-    setting: Setting,
-    device: Device,
-    devices: int,
-) -> list[str]:
-    """What would make a stage fit, cheapest first: options the recipe has; where they do not do, what is not available
-    yet."""
+def mends(name: str, costs: Costs, device: Device, devices: int) -> list[str]:
+    """What would make a stage fit, cheapest first: options of a recipe; where they do not do, what is not there yet."""
 
     def fits(changes: Iterable[Mend]) -> bool:
-        s = replace(setting, **{k: v for m in changes for k, v in m.changes.items()})
-        return device.holds(sum(memory(networks, updates, layers, s)[0].values()))
+        section, setting = costs.section, dict[str, Any]()
+        for change in changes:
+            section, setting = change.section(section), setting | dict(change.setting)
+        return device.holds(assess(costs.of(section), setting).peak)
 
-    here, missing = _options(name, setting), _missing(devices)
+    here, missing = _options(name, costs.section), _missing(devices)
     for some in _growing(here):
         if fits(some):
             return [m.text for m in some]
-    free = [m for m in here if m.free]
     for some in _growing(missing):
-        if fits([*free, *some]):
-            return [*(m.text for m in free), *(f"not available yet: {m.text}" for m in some)]
-    if fits([*here, *missing]):
-        return [*(m.text for m in here), *(f"not available yet: {m.text}" for m in missing)]
-    return ["nothing known here makes it fit: a larger device, more of them, smaller pictures or shorter clips"]
+        if fits([*here, *some]):
+            return [*(m.text for m in here), *(f"not available yet: {m.text}" for m in some)]
+    far = "all of these do not make it fit: a larger device, more of them, smaller pictures or shorter clips"
+    return [*(m.text for m in here), far]
 
 
 def _growing(options: list[Mend]) -> Iterator[list[Mend]]:
@@ -509,20 +568,31 @@ def _growing(options: list[Mend]) -> Iterator[list[Mend]]:
     yield from (options[:n] for n in range(2, len(options) + 1))
 
 
-def _options(name: str, s: Setting) -> list[Mend]:
+def _options(name: str, section: StageSection) -> list[Mend]:
     """What a recipe can say."""
-    stage = "base" if name == "base" else f"stages.{name}"
+    key, train, options = _key(name), section.train, section.options
+
+    def training(**changes: Any) -> Callable[[StageSection], StageSection]:
+        return lambda s: replace(s, train=replace(s.train, **changes))
+
     found = []
-    if s.batch > 1:
-        more = s.accumulation * s.batch
-        changes = {"batch": 1, "accumulation": more}
-        found.append(Mend(f"--set {stage}.train.batch_size=1 --set {stage}.train.accumulation={more}", changes, True))
-    if s.trajectories > 1:
-        found.append(Mend(f"--set {stage}.options.clips_per_batch=1", {"trajectories": 1}, True))
-    if s.ema:
-        found.append(Mend(f"--set {stage}.train.ema_decay=0 (keeps no averaged weights)", {"ema": False}))
-    if s.optimizer == "adamw":
-        found.append(Mend(f"--set {stage}.train.optimizer=muon (one moment, not two)", {"optimizer": "muon"}))
+    if train.batch_size > 1:
+        more = train.accumulation * train.batch_size
+        text = f"--set {key}.train.batch_size=1 --set {key}.train.accumulation={more}"
+        found.append(Mend(text, training(batch_size=1, accumulation=more)))
+    if isinstance(options, ODEConfig) and options.clips_per_batch > 1:
+        one = replace(options, clips_per_batch=1)
+        found.append(Mend(f"--set {key}.options.clips_per_batch=1", lambda s: replace(s, options=one)))
+    if not train.recompute:
+        found.append(Mend(f"--set {key}.train.recompute=true (a third more operations)", training(recompute=True)))
+    if train.ema_decay:
+        found.append(Mend(f"--set {key}.train.ema_decay=0 (keeps no averaged weights)", training(ema_decay=0.0)))
+    if train.optimizer == "adamw":
+        found.append(Mend(f"--set {key}.train.optimizer=muon (one moment, not two)", training(optimizer="muon")))
+    if section.lora is None and name != "base":
+        lora = LoRASection(rank=32, targets="all-linear")
+        text = f"--set {key}.lora.rank=32 --set {key}.lora.targets=all-linear (adapters on frozen weights; wants a higher lr)"
+        found.append(Mend(text, lambda s: replace(s, lora=lora)))
     return found
 
 
@@ -530,9 +600,6 @@ def _missing(devices: int) -> list[Mend]:
     """What the trainer cannot do yet."""
     several = devices if devices > 1 else 8
     return [
-        Mend("activation checkpointing (a third more operations)", {"checkpointing": True}),
-        Mend("frozen networks in bf16", {"half_frozen": True}),
-        Mend("8-bit moments", {"small_moments": True}),
-        Mend(f"states sharded over {several} devices", {"shards": several}),
-        Mend("LoRA (rank 16) over bf16 weights", {"lora": True}),
+        Mend("8-bit moments", setting={"small_moments": True}),
+        Mend(f"states sharded over {several} devices", setting={"shards": several}),
     ]

@@ -19,7 +19,8 @@ from worldline.recipes.store import StageStore
 from worldline.recipes.workspace import Workspace
 from worldline.rollout.plan import RolloutPlan
 from worldline.schema import WorldlineError
-from worldline.stream.world import WorldConfig
+from worldline.stream.text import write_embeddings
+from worldline.stream.world import WorldConfig, WorldText
 from worldline.train.log import read_log
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def world(ws: Workspace, directory: Path) -> dict[str, float]:
     first = clips[0]
     fx, fy, cx, cy = (float(k) for k in first.cameras.K[0])
     visibility = rollout.visibility()
-    write_starts(ws, directory / "starts")
+    captions = write_starts(ws, directory / "starts")
     described = WorldConfig(
         codec="codec",
         starts="starts",
@@ -50,13 +51,24 @@ def world(ws: Workspace, directory: Path) -> dict[str, float]:
         K=(fx, fy, cx, cy),
         move_scale=clips.move_scale,
         walk_units_per_frame=float(clips.info["walk_units_per_frame"]),
+        text=_write_text(ws, directory, captions),
     )
     described.write(directory)  # last: a directory with a world.json is a whole world
     return {}
 
 
-def write_starts(ws: Workspace, directory: Path) -> None:
-    """First frames of held-out clips, one a map in turn, as lossless PNGs with their captions."""
+def _write_text(ws: Workspace, directory: Path, captions: list[str]) -> WorldText | None:
+    """The world's text encoder by name, with the embeddings of its starts and of no prompt; None where it has no files."""
+    path = ws.recipe.text.path
+    if path is None:
+        return None
+    encoder = ws.text_encoder()
+    write_embeddings(directory, encoder, ["", *captions])
+    return WorldText(fingerprint=encoder.fingerprint, path=str(Path(path).resolve()))
+
+
+def write_starts(ws: Workspace, directory: Path) -> list[str]:
+    """First frames of held-out clips, one a map in turn, as lossless PNGs with their captions, which are returned."""
     from PIL import Image
 
     held = ws.clips().split("heldout")
@@ -74,6 +86,7 @@ def write_starts(ws: Workspace, directory: Path) -> None:
     if not rows:
         raise WorldlineError("no held-out clip to start from; set data.build.heldout_maps to at least 1")
     (directory / "index.json").write_text(json.dumps(rows, indent=2) + "\n")
+    return [str(row["caption"]) for row in rows]
 
 
 def report(ws: Workspace, directory: Path) -> dict[str, float]:

@@ -155,7 +155,7 @@ class LoRASection:
 
     rank: int = 16
     alpha: float | None = None  # strength: updates are scaled by alpha / rank; null is rank
-    targets: list[str] | str = "attention"  # or all-linear, or names such as [attn1.to_q, ffn.net.2]
+    targets: tuple[str, ...] | str = "attention"  # or all-linear, or names such as [attn1.to_q, ffn.net.2]
     # Layers that are silent until they are trained (a camera branch's) belong to the targets, or they stay silent.
 
 
@@ -196,7 +196,7 @@ class StageSection:
 class EvaluateSection:
     """What is measured after every model stage and at the end, on maps no training set may use."""
 
-    episodes: int = 4  # of either suite: turning on the spot, and walking
+    episodes: int = 4  # of either suite: turning on the spot, and walking; 0 measures nothing
     seed: int = 0
     spin_frames: int = 96  # pixel frames of a turning episode after its start
     walk_frames: int = 44  # and of a walking one
@@ -206,11 +206,16 @@ class EvaluateSection:
     latency_latents: int = 20  # latent frames of the bidirectional clip there: 77 pixel frames, as minWM times it
 
     def __post_init__(self) -> None:
-        if self.episodes < 1 or min(self.spin_frames, self.walk_frames) < ONE_SECOND:
+        if self.episodes < 0 or min(self.spin_frames, self.walk_frames) < ONE_SECOND:
             raise WorldlineError(
                 f"evaluate: {self.episodes} episodes of {self.spin_frames} and {self.walk_frames} frames; expected "
-                f"at least 1 episode, and {ONE_SECOND} frames to measure at one second"
+                f"at least 0 episodes, and {ONE_SECOND} frames to measure at one second"
             )
+
+    @property
+    def every_stage(self) -> bool:
+        """Whether anything is measured after every model stage."""
+        return self.stages and self.episodes > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,11 @@ import torch
 from worldline.models.codec import Codec
 from worldline.models.registry import load_codec, load_model, weights_hash
 from worldline.models.text import HashTextEncoder
+from worldline.models.text_cache import TextEncoder
 from worldline.models.wan import WanModel
 from worldline.schema import Controls, TextEmbedding, WorldlineError
 from worldline.stream.session import Session
+from worldline.stream.text import world_text_encoder
 from worldline.stream.world import Start, WorldConfig, checked, read_starts
 
 DType = Literal["auto", "float32", "bfloat16"]
@@ -65,7 +67,9 @@ class Engine:
         weights: str,
         device: str = "cpu",
         dtype: DType = "auto",
+        encoder: TextEncoder | None = None,
     ) -> None:
+        """encoder: of prompts; None is that of the nano line, which needs no files."""
         self.model, self.codec = model.to(device).eval(), codec.to(device).eval()
         self.config, self.starts = config, starts
         self.device = torch.device(device)
@@ -75,7 +79,7 @@ class Engine:
         self.name, self.weights = name, weights
         self.grid = codec.grid
         self._texts: dict[str, TextEmbedding] = {}
-        self._encoder = HashTextEncoder(model.config.text_dim, model.config.text_len)
+        self.encoder = encoder or HashTextEncoder(model.config.text_dim, model.config.text_len)
 
     @staticmethod
     def load(
@@ -107,6 +111,9 @@ class Engine:
             weights=weights_hash(directory),
             device=device,
             dtype=dtype,
+            encoder=world_text_encoder(
+                directory, config.text, model.config.text_dim, model.config.text_len, torch.device(device)
+            ),
         )
         if threads is not None:
             torch.set_num_threads(threads)
@@ -155,7 +162,7 @@ class Engine:
         if prompt not in self._texts:
             if len(self._texts) >= 256:  # a player's typing must not fill the memory
                 self._texts.clear()
-            self._texts[prompt] = self._encoder.encode([prompt]).to(self.device)
+            self._texts[prompt] = self.encoder.encode([prompt]).to(self.device)
         return self._texts[prompt]
 
     @contextlib.contextmanager

@@ -7,13 +7,34 @@ import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from worldline.functional.masks import Visibility
 from worldline.rollout.plan import RolloutPlan, Solver
 from worldline.schema import WorldlineError
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldText:
+    """The large text encoder that a world's prompts were embedded by."""
+
+    kind: Literal["umt5"] = "umt5"
+    fingerprint: str  # of the encoder: weights, tokenizer, length, dtype
+    path: str  # where its files lay when the world was made
+
+    def __post_init__(self) -> None:
+        if self.kind != "umt5":
+            raise WorldlineError(f"text encoder {self.kind!r}; expected 'umt5', or no `text` for hashed words")
+
+
+def check_streamable(visibility: Visibility) -> None:
+    """Raises WorldlineError where a world cannot be streamed so."""
+    if visibility.prefix != 1:
+        raise WorldlineError(f"prefix {visibility.prefix}: expected 1, a world starts from one given image")
+    if visibility.window is None:
+        raise WorldlineError("a streamed world needs a bounded past: set visibility.window to the trained history")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +55,10 @@ class WorldConfig:
     walk_units_per_frame: float  # game units a pixel frame at full walking speed
     turn_deg_per_frame: float = 2.0  # what a held turn key means
     max_turn_deg_per_frame: float = 3.0  # fastest turn seen in training; a mouse is held to it
+    text: WorldText | None = None  # null: hashed words, which need no files
 
     def __post_init__(self) -> None:
-        if self.visibility.prefix != 1:
-            raise WorldlineError(f"prefix {self.visibility.prefix}: expected 1, a world starts from one given image")
-        if self.visibility.window is None:
-            raise WorldlineError("a streamed world needs a bounded past: set visibility.window to the trained history")
+        check_streamable(self.visibility)
         if not (self.fps > 0 and self.height > 0 and self.width > 0):
             raise WorldlineError(f"fps {self.fps}, {self.width}x{self.height}: expected all above 0")
         _ = self.plan  # its own checks
@@ -63,6 +82,8 @@ class WorldConfig:
         try:
             raw = json.loads(path.read_text())
             visibility = Visibility(**raw.pop("visibility"))
+            text = raw.pop("text", None)
+            text = None if text is None else WorldText(**text)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise WorldlineError(f"{path} is not readable ({error}); expected an object with a `visibility`") from error
         fields = {f.name: f for f in dataclasses.fields(WorldConfig)}
@@ -74,7 +95,7 @@ class WorldConfig:
         if absent := [k for k in needed if k not in raw]:
             raise WorldlineError(f"{path} lacks {absent}; every world states them")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        return WorldConfig(visibility=visibility, **values)
+        return WorldConfig(visibility=visibility, text=text, **values)
 
     def write(self, directory: str | Path) -> Path:
         """Write `world.json` beside the model; `read` gives back an equal config."""

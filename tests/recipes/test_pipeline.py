@@ -110,6 +110,24 @@ def test_codec_and_base_go_on_from_other_weights(smallest, tmp_path):
         go(smallest, tmp_path / "third", "base.init=" + str(tmp_path / "first/codec/model"), until="base")
 
 
+def test_stages_start_from_another_runs_models_and_train_on_shorter_clips(smallest, tmp_path):
+    go(smallest, tmp_path / "first", until="camera")
+    model = tmp_path / "first" / "camera" / "model"
+    frozen = ("stages.camera.train.steps=1", "stages.camera.train.lr=0")
+    shorter = [f"stages.camera.init={model}", "stages.camera.latents=2", *frozen]
+    witness, _ = go(smallest, tmp_path / "second", *shorter, until="camera")
+    assert witness.ran == ["codec", "encode", "base", "camera"]
+    ours, theirs = (load_model(tmp_path / run / "camera" / "model").state_dict() for run in ("first", "second"))
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+    witness, _ = go(smallest, tmp_path / "second", *shorter, "stages.camera.latents=3", until="camera")
+    assert witness.ran == ["camera"]
+    with pytest.raises(WorldlineError, match="9 latents asked of clips of 4"):
+        go(smallest, tmp_path / "second", *shorter, "stages.camera.latents=9", until="camera")
+    with pytest.raises(WorldlineError, match="no/such is no model directory"):
+        go(smallest, tmp_path / "second", "stages.camera.init=no/such", until="camera")
+
+
 def test_clips_that_do_not_chunk_are_refused_with_the_mend(smallest, tmp_path):
     with pytest.raises(WorldlineError, match=r"clips of 4 latents do not divide .* chunks of 2; .* 3 latents"):
         go(smallest, tmp_path / "run", "rollout.chunk=2", until="camera")

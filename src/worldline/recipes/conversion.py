@@ -14,7 +14,7 @@ from worldline.methods.ode import OdeTrajectories, generate_trajectories
 from worldline.models.wan import WanModel
 from worldline.recipes.assets import located
 from worldline.recipes.networks import networks
-from worldline.recipes.schema import StageSection
+from worldline.recipes.schema import BaseSection, StageSection
 from worldline.recipes.sources import bar
 from worldline.recipes.training import device, stage_seed, train
 from worldline.recipes.workspace import Workspace
@@ -28,9 +28,11 @@ def empty_prompt(ws: Workspace) -> TextEmbedding:
     return ws.text_encoder().encode([""]).to(device())
 
 
-def latents(ws: Workspace) -> LatentDataset:
-    """The encoded training clips. Raises WorldlineError where they were made for another backbone or do not chunk."""
-    found = LatentDataset(ws.run_dir / "encode" / "latents", "train", latents=ws.recipe.data.latents)
+def latents(ws: Workspace, section: BaseSection | StageSection | None = None) -> LatentDataset:
+    """The encoded training clips, as long as a stage wants them. Raises WorldlineError where they were made for another
+    backbone or do not chunk."""
+    frames = None if section is None else section.latents
+    found = LatentDataset(ws.run_dir / "encode" / "latents", "train", latents=frames or ws.recipe.data.latents)
     if found.fingerprint != ws.text_encoder().fingerprint:
         raise WorldlineError(
             f"clips have prompts by {found.fingerprint}, the model takes {ws.text_encoder().fingerprint}"
@@ -52,7 +54,7 @@ def base(ws: Workspace, directory: Path) -> dict[str, float]:
     config = ws.recipe.model.config("none")
     model = WanModel(config) if section.init is None else ws.weights(located(section.init, "base"), config)
     method = replace(section.options, use_cameras=False).build(model, empty_prompt(ws))
-    return train(ws, "base", method, "model", latents(ws), section.train, directory)
+    return train(ws, "base", method, "model", latents(ws, section), section.train, directory)
 
 
 def stage(ws: Workspace, name: str, directory: Path) -> dict[str, float]:
@@ -75,16 +77,18 @@ class Built:
 
 def _finetune(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
     model = networks(ws, section)["model"]
-    return Built(section.options.build(model, empty_prompt(ws)), "model", latents(ws))
+    return Built(section.options.build(model, empty_prompt(ws)), "model", latents(ws, section))
 
 
 def _teacher_forcing(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
     model = networks(ws, section)["model"]
-    return Built(section.options.build(model, ws.recipe.rollout.visibility(), empty_prompt(ws)), "model", latents(ws))
+    return Built(
+        section.options.build(model, ws.recipe.rollout.visibility(), empty_prompt(ws)), "model", latents(ws, section)
+    )
 
 
 def _ode(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
-    clips, visibility = latents(ws), ws.recipe.rollout.visibility()
+    clips, visibility = latents(ws, section), ws.recipe.rollout.visibility()
     nets = networks(ws, section)
     with bar("trajectories") as shown:
         task = shown.add_task("", total=None, note="")
@@ -106,14 +110,14 @@ def _ode(ws: Workspace, section: StageSection, name: str, directory: Path) -> Bu
 def _consistency(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
     nets = networks(ws, section)
     method = section.options.build(nets["model"], nets["teacher"], ws.recipe.rollout.visibility(), empty_prompt(ws))
-    return Built(method, "model", latents(ws))
+    return Built(method, "model", latents(ws, section))
 
 
 def _dmd(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
     rollout, nets = ws.recipe.rollout, networks(ws, section)
     plan = RolloutPlan.few_step(rollout.visibility(), rollout.steps)
     method = section.options.build(nets["generator"], nets["real"], nets["fake"], plan, empty_prompt(ws))
-    return Built(method, "generator", latents(ws))
+    return Built(method, "generator", latents(ws, section))
 
 
 BUILDERS: dict[str, Callable[[Workspace, StageSection, str, Path], Built]] = {

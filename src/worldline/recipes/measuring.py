@@ -12,6 +12,7 @@ import numpy as np
 from worldline.functional.masks import Visibility
 from worldline.models.registry import load_model
 from worldline.recipes.conversion import latents
+from worldline.recipes.schema import StageSection
 from worldline.recipes.workspace import Workspace
 from worldline.rollout.plan import RolloutPlan
 
@@ -42,12 +43,13 @@ def player(ws: Workspace, stage: str) -> Player:
     from worldline.evaluate.player import Player
 
     rollout = ws.recipe.rollout
-    method = "base" if stage == "base" else ws.recipe.stages[stage].method
+    section = ws.recipe.base if stage == "base" else ws.recipe.stages[stage]
+    method = section.method if isinstance(section, StageSection) else "base"
     model = ws.model(stage, "none" if stage == "base" else None)
     visibility, whole_clip = rollout.visibility(), None
     if method in ("base", "finetune"):
         visibility = Visibility(bidirectional=True, prefix=rollout.prefix)
-        whole_clip = latents(ws).latents.shape[1]
+        whole_clip = latents(ws, section).latents.shape[1]
     if not ws.few_step(stage):
         plan = RolloutPlan.multi_step(visibility, rollout.multi_steps, rollout.guidance)
     else:

@@ -13,7 +13,7 @@ from worldline.recipes import codec, conversion, measuring, results, sources
 from worldline.recipes.builder import RecipeError, to_data
 from worldline.recipes.graph import Interrupted, Node, Progress, execute, select
 from worldline.recipes.load import save_recipe
-from worldline.recipes.schema import Recipe
+from worldline.recipes.schema import Recipe, is_directory
 from worldline.recipes.store import StageRecord, StageStore
 from worldline.recipes.training import decisive
 from worldline.recipes.workspace import Workspace
@@ -67,7 +67,7 @@ def _sources(recipe: Recipe, ws: Workspace) -> list[Node]:
     if recipe.base.path is None:
         config = {
             **_seeded(recipe, recipe.base),
-            "latents": recipe.data.latents,
+            "latents": recipe.base.latents or recipe.data.latents,
             "model": to_data(recipe.model.config("none")),
         }
         nodes.append(Node("base", config, ("encode",), partial(conversion.base, ws), external=ws.initial("base")))
@@ -78,12 +78,20 @@ def _conversion(recipe: Recipe, ws: Workspace) -> list[Node]:
     """The model stages, each followed by its evaluation."""
     nodes = [_evaluation(recipe, ws, "base")] if recipe.evaluate.every_stage and recipe.stages else []
     for name, stage in recipe.stages.items():
-        sources = tuple(dict.fromkeys(stage.roles().values()))
+        named = tuple(dict.fromkeys(stage.roles().values()))
+        sources, elsewhere = [s for s in named if not is_directory(s)], [s for s in named if is_directory(s)]
         inputs = ("encode", *(s for s in sources if s != "base"), *(ws.internal("base") if "base" in sources else ()))
-        config = {**_seeded(recipe, stage), "latents": recipe.data.latents, "model": to_data(recipe.model.config())}
+        config = {
+            **_seeded(recipe, stage),
+            "latents": stage.latents or recipe.data.latents,
+            "model": to_data(recipe.model.config()),
+        }
         if stage.method != "finetune":
             config["rollout"] = to_data(recipe.rollout)
-        external = ws.external("base") if "base" in sources else {}
+        external = {
+            **(ws.external("base") if "base" in sources else {}),
+            **{directory: weights_hash(ws.model_dir(directory)) for directory in elsewhere},
+        }
         nodes.append(Node(name, config, inputs, partial(conversion.stage, ws, name), external=external))
         if recipe.evaluate.every_stage:
             nodes.append(_evaluation(recipe, ws, name))

@@ -86,6 +86,7 @@ class BaseSection:
 
     path: str | None = "bundled"
     init: str | None = None  # pretraining goes on from these weights; null starts afresh
+    latents: int | None = None  # the first latent frames of a clip that it trains on; null is as `data` says
     options: FinetuneConfig = field(default_factory=FinetuneConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -161,13 +162,15 @@ class LoRASection:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSection:
-    """One stage of the conversion. `options` are those of its method."""
+    """One stage of the conversion. `options` are those of its method. A role is an earlier stage, `base`, or, where it
+    has a slash, a model directory."""
 
     method: Kind
-    init: str = "base"  # the stage whose weights it starts from
+    init: str = "base"  # whose weights it starts from
     teacher: str | None = None  # multi-step causal model (ode, consistency)
     real: str | None = None  # multi-step model whose score is the target (dmd)
     fake: str | None = None  # model the fake score starts from (dmd)
+    latents: int | None = None  # the first latent frames of a clip that it trains on; null is as `data` says
     options: Any = None
     lora: LoRASection | None = None  # null trains all weights
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -187,9 +190,14 @@ class StageSection:
                 raise WorldlineError(f"method {self.method} {'needs' if needed else 'has no'} `{role}`")
 
     def roles(self) -> dict[str, str]:
-        """Role -> the stage it comes from."""
+        """Role -> the stage or model directory it comes from."""
         named = {role: getattr(self, role) for role in ("teacher", "real", "fake")}
         return {"init": self.init, **{role: stage for role, stage in named.items() if stage is not None}}
+
+
+def is_directory(source: str) -> bool:
+    """Whether a role's source is a model directory: names of stages have no slash."""
+    return "/" in source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,9 +262,10 @@ class Recipe:
             if name in BUILT_IN or not re.fullmatch(r"[a-z0-9_]+", name):
                 raise RecipeError(f"stages.{name}: expected a-z, 0-9, _ and none of {', '.join(BUILT_IN)}")
             for role, source in stage.roles().items():
-                if source not in before:
+                if source not in before and not is_directory(source):
                     raise RecipeError(
-                        f"stages.{name}.{role}: no earlier stage '{source}'; {did_you_mean(source, before)}"
+                        f"stages.{name}.{role}: no earlier stage '{source}'; {did_you_mean(source, before)}, "
+                        f"or a model directory (with a slash)"
                     )
             if isinstance(stage.options, ODEConfig) and stage.options.steps != self.rollout.steps:
                 raise RecipeError(

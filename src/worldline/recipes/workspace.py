@@ -12,6 +12,7 @@ from worldline.models.registry import load_codec, load_model, load_state, weight
 from worldline.models.text import HashTextEncoder
 from worldline.models.wan import INJECTED, CameraMode, WanConfig, WanModel
 from worldline.recipes.assets import ASSETS, LINE, located
+from worldline.recipes.schema import is_directory
 from worldline.schema import WorldlineError
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ class Workspace:
         return Path(path) if part == "data" else located(path, part)
 
     def model_dir(self, stage: str) -> Path:
-        """Model directory of a stage or of the base."""
+        """Model directory of a stage, of the base, or of what a role names from elsewhere."""
+        if is_directory(stage):
+            return located(stage, "init")
         return self.part("base") if stage == "base" else self.run_dir / stage / "model"
 
     def model(self, stage: str, camera: CameraMode | None = None) -> WanModel:

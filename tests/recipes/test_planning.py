@@ -254,8 +254,8 @@ def test_devices_are_known_or_spelled_out():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.latents=20"], "set data.latents=17"),
-        (["data.latents=40"], "have 21 latents"),
+        (["data.latents=20"], "set latents to 17"),
+        (["data.latents=40"], "clips of 81 frames have 21"),
         (["data.video.height=470"], "multiples of 16"),
         (["stages.dmd.options.latents=30"], "the clips have 21"),
     ],

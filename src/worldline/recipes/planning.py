@@ -164,8 +164,9 @@ class Clip:
     encoded: int  # latent frames of an encoded clip
 
 
-def clip_of(recipe: Recipe) -> Clip:
-    """From the recipe's picture size and the codec that has the model's latent channels. Raises WorldlineError."""
+def clip_of(recipe: Recipe, latents: int | None = None) -> Clip:
+    """From the recipe's picture size and the codec that has the model's latent channels. latents: of a stage that trains
+    on its own number. Raises WorldlineError."""
     config = recipe.model.config()
     spatial = {v.latent_channels: v.spatial for v in WAN_VAE_VARIANTS.values()}.get(config.in_channels, 8)
     video = recipe.data.video or recipe.data.build
@@ -177,15 +178,15 @@ def clip_of(recipe: Recipe) -> Clip:
         )
     height, width = video.height // spatial, video.width // spatial
     encoded = TimeGrid().latent_frames(video.frames)
-    frames = recipe.data.latents or encoded
+    frames = latents or recipe.data.latents or encoded
     if frames > encoded:
-        raise WorldlineError(f"data.latents is {frames}; clips of {video.frames} frames have {encoded} latents")
+        raise WorldlineError(f"latents is {frames}; clips of {video.frames} frames have {encoded}")
     rollout = recipe.rollout
     if recipe.stages and (frames - rollout.prefix) % rollout.chunk:
         near = rollout.prefix + (frames - rollout.prefix) // rollout.chunk * rollout.chunk
         raise WorldlineError(
             f"{frames} latents do not divide into a prefix of {rollout.prefix} and chunks of {rollout.chunk}; "
-            f"set data.latents={near}"
+            f"set latents to {near}"
         )
     return Clip(frames, height, width, height // ph * (width // pw), encoded)
 
@@ -196,7 +197,7 @@ class Costs:
     def __init__(self, recipe: Recipe, section: StageSection, cameras: bool, on_cpu: bool) -> None:
         self.recipe, self.section, self.cameras, self.on_cpu = recipe, section, cameras, on_cpu
         self.config: WanConfig = recipe.model.config(None if cameras else "none")
-        self.clip, self.half = clip_of(recipe), section.train.precision == "bf16"
+        self.clip, self.half = clip_of(recipe, section.latents), section.train.precision == "bf16"
         self.visibility = recipe.rollout.visibility()
 
     def of(self, section: StageSection) -> Costs:
@@ -376,7 +377,9 @@ def plan_recipe(recipe: Recipe, device: Device, *, devices: int = 1, utilisation
     clips = clips_of(recipe)
     sections = dict(recipe.stages)
     if recipe.base.path is None:
-        base = StageSection(method="finetune", options=recipe.base.options, train=recipe.base.train)
+        base = StageSection(
+            method="finetune", latents=recipe.base.latents, options=recipe.base.options, train=recipe.base.train
+        )
         sections = {"base": base, **sections}
     latent = 4 * clip.height * clip.width * config.in_channels
     stages = tuple(
@@ -485,7 +488,7 @@ def _stage(
         )
     advice = [] if fits else mends(name, costs, device, devices)
     if not fits and (shorter := _shorter(costs, device)):
-        where = f"stages.{name}.options.latents" if section.method == "dmd" else "data.latents"
+        where = f"{_key(name)}.{'options.' if section.method == 'dmd' else ''}latents"
         advice.append(f"or --set {where}={shorter} (shorter clips, a shorter memory learnt)")
     return StagePlan(
         name=name,

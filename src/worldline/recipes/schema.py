@@ -252,7 +252,7 @@ class Recipe:
 
     def lora_root(self, stage: str) -> str:
         """The stage whose weights are the frozen base of a stage's adapter; the stage itself where it has none."""
-        while stage != "base" and self.stages[stage].lora is not None:
+        while stage in self.stages and self.stages[stage].lora is not None:
             stage = self.stages[stage].init
         return stage
 

@@ -43,6 +43,20 @@ def test_encoding_is_that_of_the_codec_and_is_not_done_twice(parts):
     assert len(LatentDataset(out, "heldout", limit=1)) == 1
 
 
+def test_large_clips_are_encoded_one_at_a_time_to_the_same_latents(parts, monkeypatch):
+    clips, codec, text, out = parts
+    encode_dataset(clips, codec, text, out, shard_clips=3)
+    sizes, encode = [], codec.encode
+    monkeypatch.setattr(codec, "encode", lambda video: (sizes.append(len(video)), encode(video))[1])
+    monkeypatch.setattr("worldline.data.encode.PIXELS", 2 * 13 * 32 * 32)
+    encode_dataset(clips, codec, text, out.with_name("again"), shard_clips=3)
+    assert sizes == [2, 1, 2, 1, 1]
+    a, b = (LatentDataset(root).select([0, 3]) for root in (out, out.with_name("again")))
+    torch.testing.assert_close(a.latents, b.latents, atol=1e-5, rtol=1e-4)
+    assert a.ids == b.ids
+    assert torch.equal(a.cameras.w2c, b.cameras.w2c)
+
+
 class Padded:
     """A text encoder of bf16 answers at true length, padded with rubbish that its mask hides."""
 

@@ -52,5 +52,5 @@ def encode(ws: Workspace, directory: Path) -> dict[str, float]:
 
         clips = ws.clips()
         with torch.autocast(device().type, torch.bfloat16):
-            encode_dataset(clips, ws.codec(), ws.text_encoder(), directory / "latents", progress=progress)
+            encode_dataset(clips, ws.codec().to(device()), ws.text_encoder(), directory / "latents", progress=progress)
     return {"clips": float(len(clips))}

@@ -20,6 +20,7 @@ INSPECT = """\
 """
 CONVERT = """\
   worldline convert Wan2.1-T2V-1.3B --out models/wan1b       original or diffusers weights to a worldline model
+  worldline convert Wan2.1-T2V-1.3B-Diffusers/vae --out models/wan2.1-vae    its autoencoder
   worldline convert model.pt --out models/wm --which raw     a Self-Forcing or minWM file; EMA weights if not told
   worldline convert models/wan1b --out for-diffusers --to diffusers --dtype bfloat16
   worldline convert models/wm --out plain --to wan --leave-out camera --licence Apache-2.0
@@ -88,7 +89,13 @@ def convert(args: argparse.Namespace) -> int:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from worldline.models.convert import convert as write
+    from worldline.models.wan_vae.published import convert_published, is_published
 
+    if is_published(args.file) and args.to == "worldline":
+        codec = convert_published(args.file, args.out, args.licence, args.origin)
+        sizes = f"{codec.latent_channels} channels, {codec.spatial} x {codec.spatial} pixels a cell"
+        Console().print(f"a Wan autoencoder, {sizes} -> {args.out}", highlight=False)
+        return 0
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     console = Console()
     with Progress(*columns, console=console, transient=True) as bar:

@@ -204,8 +204,23 @@ class Conditions:
     """All that a forward forms from noise level, cameras and positions, for one level."""
 
     placement: Placement
-    blocks: tuple[Modulation, ...]
-    head: tuple[Tensor, Tensor]  # shift and factor, [B, T, 1, D]
+    blocks: Tensor  # [layers, 6, B, T, 1, D], the modulation of every block
+    head: Tensor  # [2, B, T, 1, D], shift and factor
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of it, in a fixed order."""
+        where = self.placement
+        cam = [] if where.cameras is None else [where.cameras.query, where.cameras.key, where.cameras.out]
+        optional = [x for x in (where.camera_tokens, where.rays) if x is not None]
+        return [self.blocks, self.head, *where.rope, *cam, *optional]
+
+    def of(self, tensors: Sequence[Tensor]) -> Conditions:
+        """The same parts made of other `tensors`, as `tensors()` orders them."""
+        left, where = iter(tensors), self.placement
+        blocks, head, rope = next(left), next(left), (next(left), next(left))
+        cam = None if where.cameras is None else CameraMatrices(next(left), next(left), next(left))
+        tokens, rays = (None if x is None else next(left) for x in (where.camera_tokens, where.rays))
+        return Conditions(Placement(rope, cam, tokens, rays), blocks, head)
 
 
 class Block(nn.Module):
@@ -425,9 +440,8 @@ class WanModel(Backbone):
         tables = torch.stack([block.scale_shift_table[0] for block in self._blocks()])  # [layers, 6, D]
         mods = tables[:, :, None, None, None] + mod.unflatten(0, (-1, B)).movedim(3, 1).unsqueeze(1).unsqueeze(-2)
         mods[:, :, 1::3] += 1  # [levels, layers, 6, B, T, 1, D]: scales become factors
-        heads = zip(*(x.unflatten(0, (-1, B)).unbind(0) for x in self._head(temb)), strict=True)
-        blocks = [tuple(Modulation(*layer.unbind(0)) for layer in level.unbind(0)) for level in mods.unbind(0)]
-        return [Conditions(placement, *parts) for parts in zip(blocks, heads, strict=True)]
+        heads = torch.stack(self._head(temb)).unflatten(1, (-1, B)).unbind(1)
+        return [Conditions(placement, *parts) for parts in zip(mods.unbind(0), heads, strict=True)]
 
     def _head(self, temb: Tensor) -> tuple[Tensor, Tensor]:
         """temb: [B, T, D] -> shift and factor of the last norm, [B, T, 1, D]."""
@@ -472,7 +486,8 @@ class WanModel(Backbone):
             temb, mod = self.condition_embedder.time(sigma, cameras)
             mods, (shift, factor) = [mod] * self.config.num_layers, self._head(temb)
         else:
-            placement, mods, (shift, factor) = conditions.placement, conditions.blocks, conditions.head
+            placement, (shift, factor) = conditions.placement, conditions.head.unbind(0)
+            mods = [Modulation(*own.unbind(0)) for own in conditions.blocks.unbind(0)]
         h = self.patch_embedding(x).float()  # [B, T, S, D]
         h = h if placement.rays is None else h + placement.rays
         seen = Seen(T, placement.cameras, placement.camera_tokens, mask, cache)

@@ -12,7 +12,8 @@ Invariants (both makes):
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -99,27 +100,51 @@ class RingCache(KVCache):
         self.window = window
         self._k: dict[Stream, Tensor] = {}
         self._v: dict[Stream, Tensor] = {}
+        self._slots: dict[int, Tensor] = {}  # by their number: a recorded pass reads them where they were
+        self._placed: tuple[Tensor, int] | None = None
 
     def _slot(self, frame: int) -> int:
         sink = self.visibility.sink
         return frame if frame < sink else sink + (frame - sink) % self.window
 
-    def attend(self, stream: Stream, k: Tensor, v: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        B, N, L, Dh = k.shape
-        S, end, sink = L // n, self.frames + n, self.visibility.sink
+    def _visible(self, n: int) -> int:
+        """Frames that n frames about to be written will see, themselves included: the first so many of the buffer."""
+        end, sink = self.frames + n, self.visibility.sink
         if self.visibility.window is None and end > self.window + sink:
             raise WorldlineError(
                 f"latent frame {end - 1} exceeds the cache's capacity of {self.window} frames; give Visibility a window"
             )
+        return min(end, sink) + min(max(end - sink, 0), self.window)
+
+    @contextmanager
+    def placed(self, n: int, S: int, device: torch.device) -> Iterator[int]:
+        """Within it, the n frames of S tokens to come are written where a tensor says, not where host integers do: a pass
+        recorded in it may be replayed in it for any later chunk that sees as many frames (the value given)."""
+        runs = [torch.arange(S, device=device) + self._slot(self.frames + i) * S for i in range(n)]
+        slots, visible = torch.cat(runs), self._visible(n)
+        self._placed = (self._slots.setdefault(n * S, slots.clone()).copy_(slots), visible)
+        try:
+            yield visible
+        finally:
+            self._placed = None
+
+    def attend(self, stream: Stream, k: Tensor, v: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        B, N, L, Dh = k.shape
+        S = L // n
         if stream not in self._k:
-            self._k[stream] = k.new_zeros(B, N, (sink + self.window) * S, Dh)
-            self._v[stream] = v.new_zeros(B, N, (sink + self.window) * S, Dh)
+            capacity = (self.visibility.sink + self.window) * S
+            self._k[stream], self._v[stream] = k.new_zeros(B, N, capacity, Dh), v.new_zeros(B, N, capacity, Dh)
         K, V = self._k[stream], self._v[stream]
+        if self._placed is not None:
+            slots, visible = self._placed
+            K.index_copy_(2, slots, k)
+            V.index_copy_(2, slots, v)
+            return K[:, :, : visible * S], V[:, :, : visible * S]
+        seen = self._visible(n) * S
         for i in range(n):
             at = self._slot(self.frames + i) * S
             K[:, :, at : at + S] = k[:, :, i * S : (i + 1) * S]
             V[:, :, at : at + S] = v[:, :, i * S : (i + 1) * S]
-        seen = (min(end, sink) + min(max(end - sink, 0), self.window)) * S
         return K[:, :, :seen], V[:, :, :seen]
 
     def fork(self) -> RingCache:
@@ -130,5 +155,8 @@ class RingCache(KVCache):
         return other
 
     def transform(self, fn: Callable[[Stream, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
-        for stream in self._k:
-            self._k[stream], self._v[stream] = fn(stream, self._k[stream], self._v[stream])
+        for stream, K in self._k.items():
+            V = self._v[stream]
+            k, v = fn(stream, K, V)
+            K.copy_(k)  # in place: a recorded pass knows their addresses
+            V.copy_(v)

@@ -7,8 +7,8 @@ import pytest
 from worldline.methods.consistency import ConsistencyConfig
 from worldline.methods.dmd import DMDConfig
 from worldline.models.wan_vae import WAN_VAE_VARIANTS
+from worldline.recipes.footprint import clip_of
 from worldline.recipes.load import library, load_recipe
-from worldline.recipes.planning import clip_of
 from worldline.recipes.schema import Recipe
 from worldline.recipes.workspace import Workspace
 from worldline.rollout.plan import RolloutPlan

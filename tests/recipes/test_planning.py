@@ -18,9 +18,10 @@ from worldline.models.wan import WanConfig, WanModel
 from worldline.nn.attention import FrameMask
 from worldline.recipes.costs import cache_bytes, forward_flops, kept_for_backward, parameters, prompt_flops
 from worldline.recipes.devices import DEVICES, GIB, Device, parse_device
+from worldline.recipes.footprint import Costs, Phase, Role, Setting, memory
 from worldline.recipes.load import load_recipe
 from worldline.recipes.networks import add_adapter
-from worldline.recipes.planning import Costs, Phase, Role, Setting, StagePlan, memory, plan_recipe
+from worldline.recipes.planning import StagePlan, plan_recipe
 from worldline.recipes.schema import LoRASection
 from worldline.schema import TextEmbedding, WorldlineError
 

@@ -27,6 +27,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ PEAK_TFLOPS = {
     "4090": 165,
 }  # dense bf16, makers' figures
 EXECUTIONS = ("eager", "graph", "compiled", "compiled+graph")
+CAMERAS: tuple[CameraMode, ...] = ("fused", "branch")
 MODES = ("ar_fewstep", "ar_multistep", "bidirectional")
 
 
@@ -315,24 +317,24 @@ def cells(subjects: dict[str, Subject], bench: Bench) -> Iterator[tuple[str, Cal
     executions = EXECUTIONS if bench.cuda else ("eager",)
     for name, subject in subjects.items():
         for decoder in ("tiny", "full"):
-            yield f"{name} | decoder {decoder} | eager", lambda s=subject, d=decoder: codec_cell(s, d, "eager", bench)
+            yield f"{name} | decoder {decoder} | eager", partial(codec_cell, subject, decoder, "eager", bench)
         for execution in executions:
             yield _clip(name, subject, "none", execution, "ar_fewstep", bench)
     for name, subject in subjects.items():
-        for camera in ("fused", "branch"):
+        for camera in CAMERAS:
             for execution in executions[:2]:
                 yield _clip(name, subject, camera, execution, "ar_fewstep", bench)
         for mode in MODES[1:]:
             yield _clip(name, subject, "none", "eager", mode, bench)
     for name, subject in subjects.items():
-        for camera in ("fused", "branch"):
+        for camera in CAMERAS:
             for execution in executions[2:]:
                 yield _clip(name, subject, camera, execution, "ar_fewstep", bench)
             for mode in MODES[1:]:
                 yield _clip(name, subject, camera, "eager", mode, bench)
         for decoder in ("tiny", "full") if bench.cuda else ():
             key = f"{name} | decoder {decoder} | compiled"
-            yield key, lambda s=subject, d=decoder: codec_cell(s, d, "compiled", bench)
+            yield key, partial(codec_cell, subject, decoder, "compiled", bench)
 
 
 def _clip(

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from worldline.functional.masks import Visibility
+from worldline.models.registry import save_model
 from worldline.nn.kv_cache import RingCache
 from worldline.rollout.loop import ChunkLoop
 from worldline.rollout.plan import RolloutPlan
@@ -68,3 +69,9 @@ def test_adapters_must_be_merged_before(tiny_wan):
     with pytest.raises(WorldlineError, match="merge adapters"):
         model.freeze()
     assert not model.frozen
+
+
+def test_a_frozen_model_is_not_saved(tiny_wan, tmp_path):
+    with pytest.raises(WorldlineError, match="load it again"):
+        save_model(tiny_wan().freeze(), tmp_path / "model")
+    assert not (tmp_path / "model").exists()

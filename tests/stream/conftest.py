@@ -16,4 +16,4 @@ def world_dir(tmp_path_factory):
 @pytest.fixture
 def engine(world_dir):
     """A fresh engine a test, so that a test may spoil the weights."""
-    return Engine.load(world_dir, threads=1, warm=False)
+    return Engine.load(world_dir, dtype="float32", threads=1, warm=False)

@@ -40,7 +40,7 @@ def test_a_step_gives_a_chunk_of_frames(engine):
 
 
 def test_chunks_of_three_latents_take_twelve_rows(tmp_path):
-    engine = Engine.load(write_tiny_world(tmp_path, chunk=3, window=6), threads=1, warm=False)
+    engine = Engine.load(write_tiny_world(tmp_path, chunk=3, window=6), dtype="float32", threads=1, warm=False)
     assert engine.session().step(controls(0, 12)).shape == (12, HEIGHT, WIDTH, 3)
 
 

@@ -32,33 +32,37 @@ class Latency:
     calls: int
     latents: int
     runs: int
+    threads: int  # of the CPU
 
 
 def first_frame_latency(players: Mapping[str, Player], episode: Episode, *, runs: int = 3) -> list[Latency]:
     """Measure every player on one episode, one run to warm up and `runs` that count, the kinds taking turns within a run
-    so that a busy moment of the machine hits all alike. players: keys of KINDS, any subset.
+    so that a busy moment of the machine hits all alike. On a CPU every kind gets the number of threads that serves it
+    best, one or all: few tokens lose more to waiting than they gain. players: keys of KINDS, any subset.
 
     Raises WorldlineError on an unknown kind.
     """
     if unknown := sorted(set(players) - set(KINDS)):
         raise WorldlineError(f"latency of {unknown}; expected some of {list(KINDS)}")
     seen: dict[str, list[tuple[float, float]]] = {kind: [] for kind in players}
-    for run in range(runs + 1):
+    many = torch.get_num_threads()
+    threads = {kind: _threads(player, episode, many) for kind, player in players.items()}  # warms up, too
+    for _ in range(runs):
         for kind, player in players.items():
-            measured = _pixels(player, episode), _denoise(player, episode)
-            if run:
-                seen[kind].append(measured)
+            torch.set_num_threads(threads[kind])
+            seen[kind].append((_pixels(player, episode), _denoise(player, episode)))
+    torch.set_num_threads(many)
     rows = []
     for kind, player in players.items():
         pixels, denoise = zip(*seen[kind], strict=True)
         made = player.latents(len(episode.frames)) - 1 if player.whole_clip else player.plan.visibility.chunk
         calls = len(player.plan.sigmas) * (2 if player.plan.guidance != 1.0 else 1)
-        rows.append(Latency(kind, median(pixels), median(denoise), calls, made, runs))
+        rows.append(Latency(kind, median(pixels), median(denoise), calls, made, runs, threads[kind]))
     return rows
 
 
 def latency_metrics(rows: list[Latency]) -> dict[str, float]:
-    """first_frame_ms_<kind> (pixels), first_frame_denoise_ms_<kind>, first_frame_calls_<kind>, first_frame_latents_<kind>;
+    """first_frame_ms_<kind> (pixels), and likewise first_frame_denoise_ms, _calls, _latents and _threads;
     first_frame_speedup (pixels) and first_frame_denoise_speedup of the few-step model over the bidirectional one, where
     both were measured."""
     by = {row.kind: row for row in rows}
@@ -66,11 +70,25 @@ def latency_metrics(rows: list[Latency]) -> dict[str, float]:
     metrics |= {f"first_frame_denoise_ms_{kind}": round(row.denoise_ms, 2) for kind, row in by.items()}
     metrics |= {f"first_frame_calls_{kind}": float(row.calls) for kind, row in by.items()}
     metrics |= {f"first_frame_latents_{kind}": float(row.latents) for kind, row in by.items()}
+    metrics |= {f"first_frame_threads_{kind}": float(row.threads) for kind, row in by.items()}
     if "bidirectional" in by and "ar_fewstep" in by:
         slow, fast = by["bidirectional"], by["ar_fewstep"]
         metrics["first_frame_speedup"] = round(slow.pixels_ms / fast.pixels_ms, 2)
         metrics["first_frame_denoise_speedup"] = round(slow.denoise_ms / fast.denoise_ms, 2)
     return metrics
+
+
+def _threads(player: Player, episode: Episode, many: int) -> int:
+    """Of one thread and `many`, the number with which a first frame comes sooner."""
+    if many == 1 or player.device.type != "cpu":
+        _pixels(player, episode)
+        return many
+    times = {}
+    for threads in (many, 1):
+        torch.set_num_threads(threads)
+        times[threads] = min(_pixels(player, episode) for _ in range(2))
+    torch.set_num_threads(many)
+    return min(times, key=times.__getitem__)
 
 
 def _pixels(player: Player, episode: Episode) -> float:

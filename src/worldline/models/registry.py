@@ -42,7 +42,12 @@ def save_model(
     card: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write weights (cast to `dtype` if given) and config; the card says where the weights come from."""
+    """Write weights (cast to `dtype` if given) and config; the card says where the weights come from. Raises
+    WorldlineError on a model that was laid out for inference: its weights have lost their names."""
+    if getattr(model, "frozen", False):
+        raise WorldlineError(
+            "a frozen model cannot be saved; expected one whose freeze() was not called: load it again"
+        )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     state = {

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from worldline.functional.masks import Visibility
 from worldline.models.registry import load_model
+from worldline.nn.precision import inference_dtype
 from worldline.recipes.conversion import latents
 from worldline.recipes.schema import StageSection
 from worldline.recipes.workspace import Workspace
@@ -162,10 +164,10 @@ def _latency(ws: Workspace) -> dict[str, float]:
     for kind, stage in stages.items():
         if stage is not None:
             played = player(ws, stage)
-            if kind == "ar_fewstep":
-                # As the engine streams it: casting weights costs more than it saves where a chunk has few tokens.
-                played = replace(played, bf16=played.device.type == "cuda")
-            else:
+            # All as the engine streams: weights laid out and cast once.
+            dtype = inference_dtype(played.device)
+            played = replace(played, model=played.model.freeze(dtype), bf16=dtype == torch.bfloat16)
+            if kind != "ar_fewstep":
                 plan = RolloutPlan.multi_step(played.plan.visibility, steps, rollout.guidance)
                 played = replace(played, plan=plan)
             if played.whole_clip:

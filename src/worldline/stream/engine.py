@@ -22,6 +22,7 @@ from worldline.models.registry import load_codec, load_model, weights_hash
 from worldline.models.text import HashTextEncoder
 from worldline.models.text_cache import TextEncoder
 from worldline.models.wan import WanModel
+from worldline.nn.precision import inference_dtype
 from worldline.schema import Controls, TextEmbedding, WorldlineError
 from worldline.stream.session import Session
 from worldline.stream.text import world_text_encoder
@@ -73,9 +74,7 @@ class Engine:
         self.model, self.codec = model.to(device).eval(), codec.to(device).eval()
         self.config, self.starts = config, starts
         self.device = torch.device(device)
-        # On two CPU cores bf16 gains nothing at these widths (nano, one thread: 45 against 47 ms a chunk) and costs
-        # accuracy; on an accelerator it is what the tensor cores are for.
-        self.dtype = dtype if dtype != "auto" else ("bfloat16" if self.device.type == "cuda" else "float32")
+        self.dtype = dtype if dtype != "auto" else str(inference_dtype(self.device)).removeprefix("torch.")
         self.name, self.weights = name, weights
         self.grid = codec.grid
         self._texts: dict[str, TextEmbedding] = {}
@@ -85,7 +84,9 @@ class Engine:
     def load(
         world: str | Path, device: str = "cpu", dtype: DType = "auto", threads: int | None = None, warm: bool = True
     ) -> Engine:
-        """Load a world directory.
+        """Load a world directory, laid out for inference.
+
+        dtype: `auto` is bfloat16 where the device multiplies it natively, else float32.
 
         threads: CPU threads of the whole process; None measures one against all of this machine's and keeps the faster
         (a small world often loses more to waiting than it gains; results may differ in the last bits between counts).
@@ -115,6 +116,7 @@ class Engine:
                 directory, config.text, model.config.text_dim, model.config.text_len, torch.device(device)
             ),
         )
+        engine.model.freeze(getattr(torch, engine.dtype))
         if threads is not None:
             torch.set_num_threads(threads)
         elif engine.device.type == "cpu" and warm:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 
@@ -10,5 +12,5 @@ def inference_dtype(device: torch.device | str) -> torch.dtype:
     elsewhere: CPUs without it emulate bf16, slower than fp32."""
     if torch.device(device).type != "cpu":
         return torch.bfloat16
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # older releases cannot say
+    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases cannot say
     return torch.bfloat16 if any(known.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32

@@ -68,13 +68,16 @@ def _write_text(ws: Workspace, directory: Path, captions: list[str]) -> WorldTex
 
 
 def write_starts(ws: Workspace, directory: Path) -> list[str]:
-    """First frames of held-out clips, one a map in turn, as lossless PNGs with their captions, which are returned."""
+    """First frames of held-out clips, one a map in turn, those first that show most (a wall at arm's length shows little),
+    as lossless PNGs with their captions, which are returned."""
     from PIL import Image
 
     held = ws.clips().split("heldout")
     by_map: dict[int, list[int]] = {}
     for i, row in enumerate(held.rows):
         by_map.setdefault(int(row["map_seed"]), []).append(i)
+    for indices in by_map.values():
+        indices.sort(key=lambda i: -_detail(held[i].frames[0]))
     turns = max(len(indices) for indices in by_map.values())
     order = [indices[turn] for turn in range(turns) for indices in by_map.values() if turn < len(indices)]
     directory.mkdir(parents=True, exist_ok=True)
@@ -87,6 +90,12 @@ def write_starts(ws: Workspace, directory: Path) -> list[str]:
         raise WorldlineError("no held-out clip to start from; set data.build.heldout_maps to at least 1")
     (directory / "index.json").write_text(json.dumps(rows, indent=2) + "\n")
     return [str(row["caption"]) for row in rows]
+
+
+def _detail(frame: np.ndarray) -> float:
+    """Mean step between neighbouring pixels of a picture [H, W, 3]."""
+    picture = frame.astype(np.float32)
+    return float(sum(np.abs(np.diff(picture, axis=axis)).mean() for axis in (0, 1)))
 
 
 def report(ws: Workspace, directory: Path) -> dict[str, float]:

@@ -232,3 +232,30 @@ def test_muon_resumes_from_its_state():
     steps(again, second, 2, 4)
     for key, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
+
+
+def test_observers_see_every_update_and_add_to_the_log(tmp_path):
+    class Watch:
+        def __init__(self) -> None:
+            self.seen, self.before = [], None
+
+        def before_update(self, update):
+            self.before = update.roles[update.role].weight.detach().clone()
+            assert update.roles[update.role].weight.grad is not None
+
+        def after_update(self, update):
+            moved = (update.roles[update.role].weight - self.before).detach().norm()
+            self.seen.append((update.step, update.phase, update.applied, float(moved) > 0))
+            return {"moved": moved}
+
+    watch = Watch()
+    Trainer(Toy(bad_steps=(2,)), Numbers(), config(steps=4), tmp_path, observers=[watch]).fit()
+    assert watch.seen == [
+        (0, "first", True, True),
+        (0, "second", True, True),
+        (1, "second", True, True),
+        (2, "first", False, False),
+        (2, "second", False, False),
+        (3, "second", True, True),
+    ]
+    assert all(row["second/moved"] > 0 for row in read_log(tmp_path) if row["step"] != 2)

@@ -7,7 +7,7 @@ optimizer states and one number; a resumed run equals an uninterrupted one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from worldline.train.checkpoint import checkpoints, load_checkpoint, save_checkp
 from worldline.train.config import TrainConfig
 from worldline.train.ema import EMA
 from worldline.train.log import Log
+from worldline.train.observers import Observer, Update
 from worldline.train.optim import lr_factor, make_optimizer
 from worldline.train.signals import StopRequest
 
@@ -65,7 +66,10 @@ class Trainer:
         *,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
+        """observers: called around every update, see `worldline.train.observers`."""
+        self.observers = tuple(observers)
         self.method, self.data, self.cfg, self.device = method, data, config, torch.device(device)
         self.run_dir, self.progress = Path(run_dir), progress
         self.trained = tuple(dict.fromkeys(p.role for p in method.phases))
@@ -137,17 +141,25 @@ class Trainer:
                 values[name] = values[name] + share if name in values else share
         params = [p for p in module.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(params, self.cfg.clip)
-        if bool(torch.isfinite(norm)) and bool(torch.isfinite(values["loss"])):
+        finite, lr = bool(torch.isfinite(norm)) and bool(torch.isfinite(values["loss"])), self._lr(phase.role) * factor
+        roles, emas = self.method.roles, self.emas
+        update = Update(self.step, phase.name, phase.role, values, norm.detach(), finite, lr, roles, emas)
+        extra = [watcher.before_update(update) for watcher in self.observers]
+        if finite:
             self._bad = 0
             for group in optimizer.param_groups:
-                group["lr"] = self._lr(phase.role) * factor
+                group["lr"] = lr
             optimizer.step()
             if phase.role in self.emas:
                 self.emas[phase.role].update(module)
         else:
             self._skip(phase)
+        extra += [watcher.after_update(update) for watcher in self.observers]
         optimizer.zero_grad(set_to_none=True)
-        self._pending.append({f"{phase.name}/{k}": v for k, v in {**values, "grad_norm": norm.detach()}.items()})
+        logged: dict[str, Tensor] = {**values, "grad_norm": norm.detach()}
+        for found in extra:
+            logged |= {name: torch.as_tensor(value) for name, value in (found or {}).items()}
+        self._pending.append({f"{phase.name}/{name}": value for name, value in logged.items()})
 
     def _skip(self, phase: Phase) -> None:
         self._bad += 1
@@ -169,7 +181,7 @@ class Trainer:
             for name, value in values.items():
                 sums.setdefault(name, []).append(value)
         self._pending.clear()
-        out = {name: float(torch.stack(vs).nanmean()) for name, vs in sums.items()}
+        out = {name: float(torch.stack([v.float() for v in vs]).nanmean()) for name, vs in sums.items()}
         return {**out, "lr": self.cfg.lr * lr_factor(self.step - 1, self.cfg)}
 
     def save(self) -> None:

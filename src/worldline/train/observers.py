@@ -1,0 +1,58 @@
+"""Who watches a training run: called around every update, on every process, and able to add scalars to the log.
+
+An observer never changes weights, gradients or randomness. All processes call their observers in the same order, so an
+observer may use collectives (a sharded parameter's norm is one); only the first process writes what they return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from worldline.train.ema import EMA
+
+Scalars = Mapping[str, Tensor | float]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One update of one role, as its phase made it."""
+
+    step: int
+    phase: str
+    role: str  # the role that is trained in it
+    losses: Mapping[str, Tensor]  # detached, averaged over micro batches and processes; `loss` is the one trained on
+    gradient_norm: Tensor  # of the role before clipping, over all shards
+    applied: bool  # False where it is not finite and therefore skipped
+    lr: float
+    roles: Mapping[str, nn.Module]  # every network of the method
+    emas: Mapping[str, EMA]  # of the trained roles; empty where the run keeps none
+
+
+class Observer(Protocol):
+    """Called by the trainer around every update. What is returned is logged as `<phase>/<name>`; None adds nothing.
+
+    Tensors may stay on the device: they are read when a line of the log is written, every `log_every` steps.
+    Whatever is raised stops the run; the last checkpoint is whole.
+    """
+
+    def before_update(self, update: Update) -> Scalars | None:
+        """Gradients (`p.grad` of update.roles[update.role]) are there, clipped; weights are the old ones."""
+
+    def after_update(self, update: Update) -> Scalars | None:
+        """Weights and averages are the new ones; gradients are still there."""
+
+
+class Silent:
+    """Watches nothing: a base for observers that need one of the two moments."""
+
+    def before_update(self, update: Update) -> Scalars | None:
+        """Nothing."""
+        return None
+
+    def after_update(self, update: Update) -> Scalars | None:
+        """Nothing."""
+        return None

@@ -21,6 +21,7 @@ INSPECT = """\
 CONVERT = """\
   worldline convert Wan2.1-T2V-1.3B --out models/wan1b       original or diffusers weights to a worldline model
   worldline convert Wan2.1-T2V-1.3B-Diffusers/vae --out models/wan2.1-vae    its autoencoder
+  worldline convert Wan2.1-T2V-1.3B/Wan2.1_VAE.pth --out models/wan2.1-vae   the same from Wan's own file
   worldline convert model.pt --out models/wm --which raw     a Self-Forcing or minWM file; EMA weights if not told
   worldline convert models/wan1b --out for-diffusers --to diffusers --dtype bfloat16
   worldline convert models/wm --out plain --to wan --leave-out camera --licence Apache-2.0
@@ -67,7 +68,10 @@ def inspect(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from worldline.models.convert import inspect as look
+    from worldline.models.wan_vae.published import is_published
 
+    if is_published(args.file):
+        return _inspect_autoencoder(args.file, args.json)
     report, console = look(args.file, which=args.which, num_heads=args.heads), Console()
     if args.json:
         console.print_json(json.dumps(report.as_data()))
@@ -80,6 +84,32 @@ def inspect(args: argparse.Namespace) -> int:
         ):
             for key in keys:
                 console.print(f"[bold red]{title}[/] {key}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _inspect_autoencoder(file: Path, as_json: bool) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from worldline.models.wan_vae.published import open_published
+
+    found, console = open_published(file), Console()
+    parameters = sum(info.count for info in found.infos.values())
+    rows = {
+        "file": f"{file.name} ({found.source.container})",
+        "made by": found.layout,
+        "model": f"Wan autoencoder, {found.variant or 'no published size'}",
+        "tensors": str(len(found.infos)),
+        "weight": f"{parameters / 1e6:,.1f} M parameters",
+        "verdict": f"not convertible: {found.faults}" if found.faults else "every key is explained",
+    }
+    if as_json:
+        console.print_json(json.dumps(rows))
+        return 0
+    table = Table(show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
     return 0
 
 

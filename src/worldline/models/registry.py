@@ -82,8 +82,11 @@ def variant(name: str, **changes: Any) -> WanConfig:
     return dataclasses.replace(WAN_VARIANTS[name], **changes)
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], *, may_miss: tuple[str, ...] = ()) -> list[str]:
-    """Load weights strictly; only keys containing one of `may_miss` may be absent. Returns the absent ones."""
+def load_state(
+    model: nn.Module, state: dict[str, Tensor], *, may_miss: tuple[str, ...] = (), assign: bool = False
+) -> list[str]:
+    """Load weights strictly; only keys containing one of `may_miss` may be absent. Returns the absent ones. `assign`: the
+    model takes the tensors themselves, as one on the meta device must."""
     own = model.state_dict()
     if misshapen := [k for k, v in state.items() if k in own and own[k].shape != v.shape]:
         key = misshapen[0]
@@ -91,7 +94,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], *, may_miss: tuple[st
             f"weights do not fit {type(model).__name__}: {len(misshapen)} of another shape, such as {key} "
             f"{tuple(state[key].shape)}, expected {tuple(own[key].shape)}; check that the config belongs to these weights"
         )
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=assign)
     bad = [k for k in missing if not any(part in k for part in may_miss)]
     if bad or unexpected:
         raise WorldlineError(

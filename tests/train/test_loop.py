@@ -20,6 +20,7 @@ from worldline.train.checkpoint import checkpoints, load_checkpoint
 from worldline.train.config import TrainConfig
 from worldline.train.log import read_log
 from worldline.train.loop import NonFiniteError, Trainer
+from worldline.train.observers import Silent
 from worldline.train.optim import lr_factor, make_optimizer
 
 
@@ -235,7 +236,7 @@ def test_muon_resumes_from_its_state():
 
 
 def test_observers_see_every_update_and_add_to_the_log(tmp_path):
-    class Watch:
+    class Watch(Silent):
         def __init__(self) -> None:
             self.seen, self.before = [], None
 

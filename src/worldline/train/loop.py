@@ -132,6 +132,8 @@ class Trainer:
             counter = (self.step * len(self.method.phases) + index) * self.cfg.accumulation + micro
             counter = counter * dist.world_size() + dist.rank()
             batch = self.data.batch(self.cfg.seed, counter, self.cfg.batch_size, self.device)
+            for watcher in self.observers:
+                watcher.before_loss(self.step, phase, module, batch)
             rng = Rng(self.cfg.seed, self.step * len(self.method.phases) + index, dist.rank(), micro)
             with self._autocast():
                 losses = phase.loss(batch, rng)

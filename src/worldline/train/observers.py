@@ -1,4 +1,5 @@
-"""Who watches a training run: called around every update, on every process, and able to add scalars to the log.
+"""Who watches a training run: called before every loss and around every update, on every process, and able to add
+scalars to the log.
 
 An observer never changes weights, gradients or randomness. All processes call their observers in the same order, so an
 observer may use collectives (a sharded parameter's norm is one); only the first process writes what they return.
@@ -8,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from worldline.methods.base import Phase
 from worldline.train.ema import EMA
 
 Scalars = Mapping[str, Tensor | float]
@@ -39,6 +41,9 @@ class Observer(Protocol):
     Whatever is raised stops the run; the last checkpoint is whole.
     """
 
+    def before_loss(self, step: int, phase: Phase, module: nn.Module, batch: Any) -> None:
+        """A micro batch is about to be used by a phase, which trains `module`: the moment to hook on to its forwards."""
+
     def before_update(self, update: Update) -> Scalars | None:
         """Gradients (`p.grad` of update.roles[update.role]) are there, clipped; weights are the old ones."""
 
@@ -47,7 +52,10 @@ class Observer(Protocol):
 
 
 class Silent:
-    """Watches nothing: a base for observers that need one of the two moments."""
+    """Watches nothing: a base for observers that need some of the moments."""
+
+    def before_loss(self, step: int, phase: Phase, module: nn.Module, batch: Any) -> None:
+        """Nothing."""
 
     def before_update(self, update: Update) -> Scalars | None:
         """Nothing."""

@@ -90,7 +90,7 @@ def oracle(cfg: WanConfig) -> nn.Module:
 
 
 def theirs_of(model: nn.Module, name: str, given: Inputs) -> Tensor:
-    """diffusers' velocity in our layout: prompts padded with zeros, a timestep a clip or a token."""
+    """diffusers' velocity in our layout: prompts padded with zeros, a timestep a clip (`wan2.1`) or a token."""
     timestep = 1000 * given.sigma
     if name == "wan2.1":
         timestep = timestep[:, 0]
@@ -128,7 +128,18 @@ def test_velocity_equals_diffusers(name, shape):
     torch.testing.assert_close(ours_of(ours, given), wanted, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 3, 1), (3, 3, 1, 2)])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("name", "clock"), [("wan2.1", "wan2.2"), ("wan2.2", "wan2.1")])
+@torch.no_grad()
+def test_velocity_equals_diffusers_under_the_clock_of_the_other(name, clock, shape):
+    """A noise level a frame in Wan2.1's layout, as causal students of it are trained; one a clip in Wan2.2's."""
+    theirs, ours, given = seeded(oracle(SMALL[name])), WanModel(SMALL[name]).eval(), inputs(name, *shape)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    given = replace(given, sigma=inputs(clock, *shape).sigma)
+    torch.testing.assert_close(ours_of(ours, given), theirs_of(theirs, clock, given), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3, 1), (3, 3, 1, 2), (5, 1, 3, 1)])
 @pytest.mark.parametrize("name", SMALL)
 def test_gradients_equal_diffusers(name, shape):
     theirs, ours, given = seeded(oracle(SMALL[name])), seeded(WanModel(SMALL[name])), inputs(name, *shape)

@@ -14,6 +14,7 @@ from tests.models.test_wan_vae import SMALL
 from worldline.cli import main
 from worldline.models.convert.errors import CorruptFileError, KeysError, UnknownFamilyError, UnsafePickleError
 from worldline.models.registry import load_codec
+from worldline.models.tiny_vae import TinyVAE, TinyVAEConfig
 from worldline.models.wan_vae import WAN_VAE_VARIANTS, WanVAE, WanVAEConfig
 from worldline.models.wan_vae.names import original_name
 from worldline.models.wan_vae.published import convert_published, is_published
@@ -34,7 +35,7 @@ def published(request, tmp_path):
 def test_the_command_makes_a_codec_of_the_same_weights(published, tmp_path, capsys):
     folder, model = published
     assert main(["convert", str(folder), "--out", str(tmp_path / "codec"), "--licence", "Apache-2.0"]) == 0
-    assert "a Wan autoencoder" in capsys.readouterr().out
+    assert "an autoencoder of Wan's latents" in capsys.readouterr().out
     codec = load_codec(tmp_path / "codec")
     assert codec.config == model.config
     assert all(torch.equal(value, codec.state_dict()[key]) for key, value in model.state_dict().items())
@@ -122,6 +123,7 @@ def original(published, tmp_path, monkeypatch):
 
 def test_wans_own_file_makes_the_same_codec(original, tmp_path, capsys):
     file, model = original
+    (file.parent / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Wan\n")
     assert main(["inspect-checkpoint", str(file)]) == 0
     shown = capsys.readouterr().out
     assert "original Wan" in shown
@@ -130,6 +132,7 @@ def test_wans_own_file_makes_the_same_codec(original, tmp_path, capsys):
     codec = load_codec(tmp_path / "codec")
     assert codec.config == model.config
     assert all(torch.equal(value, codec.state_dict()[key]) for key, value in model.state_dict().items())
+    assert json.loads((tmp_path / "codec" / "card.json").read_text())["licence"] == "apache-2.0"
 
 
 def test_a_file_that_is_not_quite_wans_is_refused(original, tmp_path, monkeypatch, capsys):
@@ -163,6 +166,23 @@ def test_damaged_and_hostile_files_are_no_autoencoder_and_say_why(original, tmp_
         convert_published(file, tmp_path / "out")
     assert main(["convert", str(file), "--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "exploded").exists()
+
+
+def test_a_tiny_autoencoder_converts_too(tmp_path, monkeypatch, capsys):
+    model = randomise(
+        TinyVAE(TinyVAEConfig(latent_channels=4, encoder_width=8, decoder_widths=(16, 8, 8, 8), blocks=1))
+    )
+    monkeypatch.setattr("worldline.models.wan_vae.published.TINY_VAE_VARIANTS", {"small": model.config})
+    torch.save(model.state_dict(), tmp_path / "taew.pth")
+    assert main(["inspect-checkpoint", str(tmp_path / "taew.pth")]) == 0
+    assert "tiny autoencoder of Wan's latents" in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "taew.pth"), "--out", str(tmp_path / "codec")]) == 0
+    codec = load_codec(tmp_path / "codec")
+    assert codec.config == model.config
+    assert all(torch.equal(value, codec.state_dict()[key]) for key, value in model.state_dict().items())
+    torch.save({k: v for k, v in model.state_dict().items() if k != "decoder.1.bias"}, tmp_path / "taew.pth")
+    with pytest.raises(KeysError, match=r"1 missing tensors \(decoder.1.bias\).*do not fit TinyVAE"):
+        convert_published(tmp_path / "taew.pth", tmp_path / "out")
 
 
 class Bomb:

@@ -98,7 +98,7 @@ def _inspect_autoencoder(file: Path, as_json: bool) -> int:
     rows = {
         "file": f"{file.name} ({found.source.container})",
         "made by": found.layout,
-        "model": f"Wan autoencoder, {found.variant or 'no published size'}",
+        "model": f"{found.title}, {found.variant or 'no published size'}",
         "tensors": str(len(found.infos)),
         "weight": f"{parameters / 1e6:,.1f} M parameters",
         "verdict": f"not convertible: {found.faults}" if found.faults else "every key is explained",
@@ -124,7 +124,7 @@ def convert(args: argparse.Namespace) -> int:
     if is_published(args.file) and args.to == "worldline":
         codec = convert_published(args.file, args.out, args.licence, args.origin)
         sizes = f"{codec.latent_channels} channels, {codec.spatial} x {codec.spatial} pixels a cell"
-        Console().print(f"a Wan autoencoder, {sizes} -> {args.out}", highlight=False)
+        Console().print(f"an autoencoder of Wan's latents, {sizes} -> {args.out}", highlight=False)
         return 0
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     console = Console()

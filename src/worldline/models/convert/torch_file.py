@@ -154,7 +154,7 @@ def _unsafe(path: Path, names: list[str]) -> UnsafePickleError:
 
 
 def _gist(error: BaseException) -> str:
-    """The telling line of torch's long messages."""
+    """The telling sentence of torch's long messages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     boilerplate = ("Weights only load failed", "Please file an issue", "Check the documentation", "(1)", "(2)")
-    return next((line for line in lines if not line.startswith(boilerplate)), type(error).__name__)[:160]
+    return next((line for line in lines if not line.startswith(boilerplate)), type(error).__name__).split(". ")[0][:160]

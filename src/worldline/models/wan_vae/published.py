@@ -1,7 +1,7 @@
-"""Wan's published autoencoders to a model directory of ours: a `vae/` folder of diffusers, or Wan's own file.
+"""Published autoencoders to a model directory of ours: Wan's as a `vae/` folder of diffusers or Wan's own file, and TAEHV's.
 
-Tensors are the same in all of them, and keys differ by name alone. The statistics of the latents stand in diffusers'
-config only; Wan keeps them in its code, so that a file of Wan's own must have the sizes of an autoencoder we know.
+Tensors are ours in all of them, and keys differ by name alone. The statistics of the latents stand in diffusers' config
+only; Wan keeps them in its code, so that a file of Wan's own must have the sizes of an autoencoder we know.
 """
 
 from __future__ import annotations
@@ -14,26 +14,30 @@ from typing import Any
 
 import torch
 
+from worldline.models.codec import Codec
 from worldline.models.convert.errors import ConvertError, KeysError, NotACheckpointError, UnknownFamilyError, some
-from worldline.models.convert.reading import open_file
+from worldline.models.convert.reading import described, open_file
 from worldline.models.convert.tensors import Source, TensorInfo
 from worldline.models.registry import load_state, save_model
+from worldline.models.tiny_vae import TINY_VAE_VARIANTS, TinyVAE, TinyVAEConfig
 from worldline.models.wan_vae import WAN_VAE_VARIANTS, WanVAE, WanVAEConfig
 from worldline.models.wan_vae.names import MARK, original_name
 from worldline.schema import WorldlineError
 
 CLASS = "AutoencoderKLWan"
+TINY_MARK = "decoder.3.conv.4.weight"  # of TAEHV's first memory block
 
 
 @dataclass(frozen=True)
 class PublishedVAE:
-    """An opened autoencoder of Wan's."""
+    """An opened autoencoder."""
 
-    layout: str  # whose names it has: `diffusers` or `original Wan`
-    config: WanVAEConfig
+    layout: str  # whose names it has: `diffusers`, `original Wan` or `TAEHV`
+    config: WanVAEConfig | TinyVAEConfig
     source: Source
     group: str
     names: Mapping[str, str]  # our name -> the name in the file, of every tensor of ours
+    licence: str | None = None  # as stated beside the file
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
@@ -43,7 +47,13 @@ class PublishedVAE:
     @property
     def variant(self) -> str | None:
         """The published autoencoder of this config."""
-        return next((name for name, config in WAN_VAE_VARIANTS.items() if config == self.config), None)
+        known: dict[str, Any] = {**WAN_VAE_VARIANTS, **TINY_VAE_VARIANTS}
+        return next((name for name, config in known.items() if config == self.config), None)
+
+    @property
+    def title(self) -> str:
+        """What kind it is."""
+        return "Wan autoencoder" if isinstance(self.config, WanVAEConfig) else "tiny autoencoder of Wan's latents"
 
     @property
     def faults(self) -> str:
@@ -59,7 +69,7 @@ def is_published(path: Path) -> bool:
     if not path.is_file():
         return _described(path).get("_class_name") == CLASS
     try:
-        return any(MARK in infos for infos in open_file(path).groups.values())
+        return any(MARK in infos or TINY_MARK in infos for infos in open_file(path).groups.values())
     except (ConvertError, OSError, RecursionError):
         return False
 
@@ -70,19 +80,22 @@ def open_published(path: Path) -> PublishedVAE:
     return _original(path) if path.is_file() else _diffusers(path)
 
 
-def convert_published(path: Path, out: Path, licence: str | None = None, origin: str | None = None) -> WanVAE:
+def convert_published(path: Path, out: Path, licence: str | None = None, origin: str | None = None) -> Codec:
     """Write the autoencoder at `path` to `out`, a folder that does not exist yet, in fp32. Raises WorldlineError where a
     file is missing, damaged, or holds other weights than it should."""
     if out.exists():
         raise WorldlineError(f"{out} exists; choose a folder that does not, or delete it")
     found = open_published(path)
     if found.faults:
-        raise KeysError(f"{path.name}: {found.faults}; these weights do not fit WanVAE, and nothing was written")
-    with torch.device("meta"):
-        model = WanVAE(found.config)
+        raise KeysError(
+            f"{path.name}: {found.faults}; these weights do not fit {_class_of(found.config)}, and nothing was written"
+        )
+    model = _hollow(found.config)
     weights = {ours: found.source.read(found.group, theirs).float() for ours, theirs in found.names.items()}
     load_state(model, weights, assign=True)
-    save_model(model, out, {"licence": licence or "not stated in the file", "origin": origin or path.name})
+    save_model(
+        model, out, {"licence": licence or found.licence or "not stated in the file", "origin": origin or path.name}
+    )
     return model
 
 
@@ -94,14 +107,17 @@ def _diffusers(folder: Path) -> PublishedVAE:
         config = WanVAEConfig.from_diffusers(_described(folder))
     except KeyError as error:
         raise WorldlineError(f"{folder / 'config.json'} lacks {error}; expected the config of an {CLASS}") from error
-    return PublishedVAE("diffusers", config, open_file(files[0]), "", {key: key for key in _keys(config)})
+    names = {key: key for key in _hollow(config).state_dict()}
+    return PublishedVAE("diffusers", config, open_file(files[0]), "", names, described(files[0])[2])
 
 
 def _original(path: Path) -> PublishedVAE:
     source = open_file(path)
-    group = next((name for name, infos in source.groups.items() if MARK in infos), None)
+    group = next((name for name, infos in source.groups.items() if MARK in infos or TINY_MARK in infos), None)
     if group is None:
-        raise UnknownFamilyError(f"{path.name} holds no Wan autoencoder; expected a tensor {MARK}")
+        raise UnknownFamilyError(f"{path.name} holds no autoencoder of Wan's latents; expected a tensor {MARK}")
+    if MARK not in source.groups[group]:
+        return _tiny(path, source, group)
     known = {(c.decoder_width * c.multipliers[-1], c.latent_channels): c for c in WAN_VAE_VARIANTS.values()}
     first = source.groups[group].get("decoder.conv1.weight")
     config = known.get(first.shape[:2]) if first is not None else None  # type: ignore[call-overload]
@@ -110,13 +126,30 @@ def _original(path: Path) -> PublishedVAE:
             f"{path.name}: decoder.conv1.weight is {first and list(first.shape)}; expected {list(known)} to begin with, as "
             f"in {', '.join(WAN_VAE_VARIANTS)}: Wan's own files do not hold the statistics of their latents"
         )
-    names = {key: original_name(key, config) for key in _keys(config)}
-    return PublishedVAE("original Wan", config, source, group, names)
+    names = {key: original_name(key, config) for key in _hollow(config).state_dict()}
+    return PublishedVAE("original Wan", config, source, group, names, described(path)[2])
 
 
-def _keys(config: WanVAEConfig) -> list[str]:
+def _tiny(path: Path, source: Source, group: str) -> PublishedVAE:
+    first = source.groups[group].get("decoder.1.weight")
+    known = {config.latent_channels: config for config in TINY_VAE_VARIANTS.values()}
+    config = known.get(first.shape[1]) if first is not None and len(first.shape) > 1 else None
+    if config is None:
+        raise UnknownFamilyError(
+            f"{path.name}: decoder.1.weight is {first and list(first.shape)}; expected {list(known)} latent channels, as in "
+            f"{', '.join(TINY_VAE_VARIANTS)}"
+        )
+    names = {key: key for key in _hollow(config).state_dict()}
+    return PublishedVAE("TAEHV", config, source, group, names, described(path)[2])
+
+
+def _class_of(config: WanVAEConfig | TinyVAEConfig) -> str:
+    return "WanVAE" if isinstance(config, WanVAEConfig) else "TinyVAE"
+
+
+def _hollow(config: WanVAEConfig | TinyVAEConfig) -> WanVAE | TinyVAE:
     with torch.device("meta"):
-        return list(WanVAE(config).state_dict())
+        return WanVAE(config) if isinstance(config, WanVAEConfig) else TinyVAE(config)
 
 
 def _described(folder: Path) -> dict[str, Any]:

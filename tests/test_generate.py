@@ -215,6 +215,11 @@ def test_chunks_of_three_latents_are_whole(tmp_path):
         (["--start", "attic"], "start 'attic' is no file and none of hall cellar"),
         (["--start", "text.png"], "is no readable picture"),
         (["--prompt", "x" * 501], "prompt of 501 characters"),
+        (["--expand", "chat"], "--expand without a prompt"),
+        (
+            ["--prompt", "fire", "--expand", "nowhere"],
+            "nowhere has no config.json; expected the local folder of a chat model",
+        ),
         (["--seed", "-1"], "--seed -1"),
         (["--out", "clip.gif"], "clip.gif is no .mp4 file name"),
         (["--out", "text.png/clip.mp4"], "cannot be written"),
@@ -238,6 +243,18 @@ def test_wrong_input_is_one_line_and_leaves_nothing(world, tmp_path, argv, messa
     assert message in error
     assert error.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["text.png"]
+
+
+def test_a_prompt_can_be_written_out_by_a_chat_model(world, tmp_path, monkeypatch, capsys):
+    from worldline.models.prompts import PromptExpander
+
+    monkeypatch.setattr(PromptExpander, "expand", lambda self, prompts: [f"a hall of {p}" for p in prompts])
+    (tmp_path / "chat").mkdir()
+    (tmp_path / "chat" / "config.json").write_text("{}")
+    said = ["--trajectory", "w*1", "--prompt"]
+    assert run(world, *said, "fire", "--expand", "chat") == 0
+    assert "prompt: a hall of fire" in capsys.readouterr().out
+    assert np.array_equal(made(world, *said, "fire", "--expand", "chat"), made(world, *said, "a hall of fire"))
 
 
 def test_weights_of_another_codec_are_refused(world, tmp_path, capsys):

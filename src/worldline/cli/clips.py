@@ -28,6 +28,13 @@ class Job:
     fps: float
 
 
+def expanded(prompt: str, chat_model: str | None) -> str:
+    """A prompt written out by a local chat model, in few enough words for any world; as it is where none is named."""
+    from worldline.models.prompts import PromptExpander
+
+    return prompt if chat_model is None else PromptExpander(chat_model, max_words=60).expand([prompt])[0]
+
+
 def prepare(args: argparse.Namespace) -> Job:
     """Everything that can be wrong is found here, before anything is generated or written."""
     from worldline.cli.play import find_world
@@ -53,7 +60,7 @@ def prepare(args: argparse.Namespace) -> Job:
     chunk = 1 if args.mode == "bidirectional" else c.visibility.chunk
     _check_length(len(route), engine.grid.stride, chunk)
     image, caption = find_start(args.start, engine)
-    prompt = caption if args.prompt is None else args.prompt
+    prompt = caption if args.prompt is None else expanded(args.prompt, args.expand)
     engine.text(prompt)  # its checks
     player = find_player(args, engine, engine.grid.latent_frames(len(route)))
     cameras = route.cameras(c.intrinsics, c.move_scale)

@@ -42,6 +42,9 @@ def add(subcommands: Subcommands) -> None:
         "--start", metavar="NAME|FILE", help="a start of the world, or a picture (default: its first start)"
     )
     sub.add_argument("--prompt", metavar="TEXT", help="what is seen (default: the start's caption)")
+    sub.add_argument(
+        "--expand", metavar="DIR", help="a local chat model that writes --prompt out at length (default: none does)"
+    )
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="another number, another clip (default: 0)")
     long = sub.add_mutually_exclusive_group()
     long.add_argument("--frames", type=int, metavar="N", help="pixel frames (default: the trajectory's)")
@@ -91,7 +94,11 @@ def main(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and not 1 <= value <= most:
             raise WorldlineError(f"--{name} {value}; expected 1 to {most}")
+    if args.expand is not None and args.prompt is None:
+        raise WorldlineError("--expand without a prompt; expected --prompt with the words to write out")
     job = prepare(args)
+    if args.expand is not None:
+        console.print(f"prompt: {job.prompt}", highlight=False, markup=False)
     if job.player.model.config.camera == "none":
         console.print("[yellow]these weights take no cameras: the trajectory has no effect[/]", highlight=False)
     if args.mode == "ar" and args.weights is None:

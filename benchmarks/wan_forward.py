@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.wan_forward
 
-Width 384 (3 heads of 128), 4 layers, 4 x 30 x 52 latents, a prompt of 512 tokens, the same weights everywhere. Every round
+Width 384 (3 heads of 128), 4 layers, 4 x 30 x 52 latents, a prompt of 512 tokens, the same weights everywhere. `as streamed`
+is a model that was frozen, with the clock, rotations and cameras of its chunk formed before, as in every step of play. Every round
 runs every variant once, in turn, so that a machine's moods fall on all alike. Compared are medians over rounds of the CPU
 time of the process, and of the ratio to the reference in the same round.
 """
@@ -92,22 +93,27 @@ def variants(size: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Forwar
     def diffusers(timestep: Tensor) -> Forward:
         return lambda: theirs(clip, timestep, prompt, return_dict=False)[0].transpose(1, 2).float()
 
-    def ours(camera: Any) -> Forward:
+    def ours(camera: Any, streamed: bool = False) -> Forward:
         model = randomise(WanModel(replace(QUARTER, camera=camera)))
         model.load_state_dict(weights, strict=False)
-        model = bf16_weights(model) if half else model
+        if streamed:
+            model.freeze(dtype)
+        elif half:
+            bf16_weights(model)
         cameras = None if camera == "none" else turning_cameras(T)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             context = model.text_context(TextEmbedding(text, torch.ones(1, QUARTER.text_len, dtype=torch.bool), ""))
+            ready = model.conditions([0.5], x, cameras, 0)[0] if streamed else None
 
         def forward() -> Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                return model(x, sigma, context, cameras=cameras)
+                return model(x, sigma, context, cameras=cameras, conditions=ready)
 
         return forward
 
     named = {"diffusers, a timestep a token": diffusers(clock), "diffusers, a timestep a clip": diffusers(clock[0, :1])}
-    return named | {f"worldline, camera {camera}": ours(camera) for camera in ("none", "fused", "branch")}
+    named |= {f"worldline, camera {camera}": ours(camera) for camera in ("none", "fused", "branch")}
+    return named | {f"worldline, camera {camera}, as streamed": ours(camera, True) for camera in ("none", "fused")}
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from tests.conftest import random_cameras
 
 from worldline.schema import LatentBatch, TextEmbedding
 
+EMPTY = TextEmbedding(torch.zeros(1, 6, 8), torch.ones(1, 6, dtype=torch.bool), "random")
+
 
 class TinyClips:
     """Random clips of 5 latents by index, batches by counter."""
@@ -33,4 +35,4 @@ def clips() -> TinyClips:
 @pytest.fixture
 def empty() -> TextEmbedding:
     """The unconditional prompt."""
-    return TextEmbedding(torch.zeros(1, 6, 8), torch.ones(1, 6, dtype=torch.bool), "random")
+    return EMPTY

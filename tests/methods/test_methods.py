@@ -8,6 +8,7 @@ import torch
 from worldline.functional.masks import Visibility
 from worldline.methods.base import Rng
 from worldline.methods.consistency import ConsistencyConfig
+from worldline.methods.diffusion_forcing import DiffusionForcingConfig
 from worldline.methods.dmd import DMDConfig
 from worldline.methods.finetune import FinetuneConfig
 from worldline.methods.ode import ODEConfig, OdeTrajectories, generate_trajectories
@@ -22,13 +23,15 @@ QUICK = TrainConfig(steps=2, batch_size=2, save_every=2, log_every=1, warmup=1, 
 
 
 @pytest.mark.parametrize("camera", ["branch", "fused"])
-@pytest.mark.parametrize("kind", ["finetune", "teacher_forcing", "consistency", "dmd", "ode"])
+@pytest.mark.parametrize("kind", ["finetune", "teacher_forcing", "diffusion_forcing", "consistency", "dmd", "ode"])
 def test_two_real_steps(tiny_wan, clips, empty, tmp_path, camera, kind):
     data = clips
     if kind == "finetune":
         method = FinetuneConfig().build(tiny_wan(camera), empty)
     elif kind == "teacher_forcing":
         method = TeacherForcingConfig(context_noise=0.1).build(tiny_wan(camera), VISIBLE, empty)
+    elif kind == "diffusion_forcing":
+        method = DiffusionForcingConfig().build(tiny_wan(camera), VISIBLE, empty)
     elif kind == "consistency":
         method = ConsistencyConfig(grid_steps=8).build(tiny_wan(camera), tiny_wan(camera), VISIBLE, empty)
     elif kind == "dmd":

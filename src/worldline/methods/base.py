@@ -29,6 +29,10 @@ class Rng:
         digest = hashlib.sha256(f"{self.seed}/{stream}/{self.step}/{self.rank}/{self.micro}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
+    def shared(self, stream: str) -> torch.Generator:
+        """The same for every process and micro batch of a step: for what decides how many forwards there are."""
+        return Rng(self.seed, self.step).generator(stream)
+
     def randn_like(self, x: Tensor, stream: str) -> Tensor:
         """Standard normal noise of x's shape, drawn on the CPU and moved."""
         return torch.randn(x.shape, generator=self.generator(stream)).to(x.device)

@@ -34,6 +34,7 @@ class DMDConfig:
     band: tuple[float, float] = (0.02, 0.98)  # those levels are clamped into
     normalizer: Normalizer = "per_sample"
     latents: int | None = None  # latent frames of a rollout (default: the clip's)
+    chunkwise_backward: bool = False  # activations of one chunk, for one more forward of the exit steps; exact
 
     def build(
         self, generator: Backbone, real: Backbone, fake: Backbone, plan: RolloutPlan, empty: TextEmbedding
@@ -72,12 +73,12 @@ class DMD:
     def rollout(self, batch: LatentBatch, rng: Rng, *, grad: bool) -> Tensor:
         """The student's own clip [B, T, C, H, W], given frames in front. One exit step a rollout, shared by its chunks;
         the gradient runs through that step's forward of every chunk, and never through the cache."""
-        exit_step = int(torch.randint(len(self.plan.sigmas), (), generator=rng.generator("exit")))
+        exit_step = int(torch.randint(len(self.plan.sigmas), (), generator=rng.shared("exit")))
         given = self.plan.visibility.prefix
         prefix = batch.latents[:, :given] if given else None
         noise = rng.randn_like(batch.latents, "rollout")
         with torch.set_grad_enabled(grad):
-            loop = ChunkLoop(self.generator, self.plan, batch.text)
+            loop = ChunkLoop(self.generator, self.plan, batch.text, chunkwise=self.cfg.chunkwise_backward)
             renoise = rng.generator("renoise")
             chunks = generate(
                 loop, noise, batch.cameras, prefix=prefix, generator=renoise, exit_step=exit_step, grad=grad

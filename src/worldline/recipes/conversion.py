@@ -80,7 +80,7 @@ def _finetune(ws: Workspace, section: StageSection, name: str, directory: Path) 
     return Built(section.options.build(model, empty_prompt(ws)), "model", latents(ws, section))
 
 
-def _teacher_forcing(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
+def _causal(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
     model = networks(ws, section)["model"]
     return Built(
         section.options.build(model, ws.recipe.rollout.visibility(), empty_prompt(ws)), "model", latents(ws, section)
@@ -122,7 +122,8 @@ def _dmd(ws: Workspace, section: StageSection, name: str, directory: Path) -> Bu
 
 BUILDERS: dict[str, Callable[[Workspace, StageSection, str, Path], Built]] = {
     "finetune": _finetune,
-    "teacher_forcing": _teacher_forcing,
+    "teacher_forcing": _causal,
+    "diffusion_forcing": _causal,
     "ode": _ode,
     "consistency": _consistency,
     "dmd": _dmd,

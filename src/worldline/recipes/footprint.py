@@ -178,6 +178,10 @@ class Costs:
         commits, exits = sum(chunks[:-1], Pass(0)), sum(generated, Pass(0))  # nothing follows the last chunk
         return commits + exits * ((steps - 1) / 2), exits
 
+    def causal(self, frames: int) -> Pass:
+        """A forward in which every frame sees its visible past and its chunk."""
+        return self._forward(frames, int(self.visibility.frame_mask(frames).sum()))
+
     def kept(self, frames: int, forced: bool = False) -> tuple[float, float]:
         """Bytes kept for backward by a pass over `frames` (twice as many where forced)."""
         visibility: Visibility | None = self.visibility if forced and self.on_cpu else None
@@ -204,6 +208,11 @@ class Costs:
         held, copies = (cache_bytes(self.config, n, self.clip.tokens, width=width) for n in (frames, joined))
         return held, copies
 
+    def longest_copy(self, frames: int) -> float:
+        """Bytes of the copy of a rollout's keys and values that the chunk with the longest past joins."""
+        longest = max((seen for n, seen in self.chunks(frames) if seen > n), default=0)
+        return cache_bytes(self.config, longest, self.clip.tokens, width=2 if self.half else 4)
+
 
 def phases(costs: Costs) -> tuple[list[Phase], float]:
     """The updates of a stage, and its operations before the first step, for one sample."""
@@ -211,6 +220,9 @@ def phases(costs: Costs) -> tuple[list[Phase], float]:
     options = section.options
     if section.method == "finetune":
         flops = costs.trained(costs.whole(T) + prompt)
+        return [Phase("flow", "model", flops, kept=costs.kept(T), residual=costs.residual(T))], 0.0
+    if section.method == "diffusion_forcing":
+        flops = costs.trained(costs.causal(T) + prompt)
         return [Phase("flow", "model", flops, kept=costs.kept(T), residual=costs.residual(T))], 0.0
     if isinstance(options, DMDConfig):
         return _dmd_phases(options, costs), 0.0
@@ -233,17 +245,23 @@ def _dmd_phases(options: DMDConfig, costs: Costs) -> list[Phase]:
     free, exits = costs.rollout(T)
     score, kept, residual = costs.whole(T) + prompt, costs.kept(T), costs.residual(T)
     held, copies = costs.caches(T)
+    generating = costs.trained(exits + prompt)
+    rolled, rolled_residual = kept, residual
+    if options.chunkwise_backward:  # one chunk's activations; its exit step once more
+        longest = max(n for n, _ in costs.chunks(T))
+        rolled, rolled_residual, copies = costs.kept(longest), costs.residual(longest), costs.longest_copy(T)
+        generating += exits.flops
     # The generator's update asks the real score twice, for guidance, and the fake one.
     return [
         Phase(
             "generator",
             "generator",
-            free.flops + costs.trained(exits + prompt) + 3 * score.flops,
+            free.flops + generating + 3 * score.flops,
             every=options.critic_updates,
-            kept=kept,
+            kept=rolled,
             cache=held,
             copies=copies,
-            residual=residual,
+            residual=rolled_residual,
             working=2 * kept[1],
         ),
         Phase(

@@ -14,7 +14,7 @@ from worldline.functional.masks import Visibility
 from worldline.models.registry import load_model
 from worldline.nn.precision import inference_dtype
 from worldline.recipes.conversion import latents
-from worldline.recipes.schema import StageSection
+from worldline.recipes.schema import MULTI_STEP_CAUSAL, StageSection
 from worldline.recipes.workspace import Workspace
 from worldline.rollout.plan import RolloutPlan
 
@@ -157,7 +157,7 @@ def _latency(ws: Workspace) -> dict[str, float]:
     steps, rollout = ws.recipe.evaluate.latency_steps, ws.recipe.rollout
     stages = {
         "bidirectional": ws.first("finetune"),
-        "ar_multistep": ws.first("teacher_forcing"),
+        "ar_multistep": ws.first(*MULTI_STEP_CAUSAL),
         "ar_fewstep": ws.last if ws.few_step(ws.last) else None,
     }
     players = {}

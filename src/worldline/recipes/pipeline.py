@@ -13,7 +13,7 @@ from worldline.recipes import codec, conversion, measuring, results, sources
 from worldline.recipes.builder import RecipeError, to_data
 from worldline.recipes.graph import Interrupted, Node, Progress, execute, select
 from worldline.recipes.load import save_recipe
-from worldline.recipes.schema import Recipe, is_directory
+from worldline.recipes.schema import MULTI_STEP_CAUSAL, Recipe, is_directory
 from worldline.recipes.store import StageRecord, StageStore
 from worldline.recipes.training import decisive
 from worldline.recipes.workspace import Workspace
@@ -121,7 +121,7 @@ def _results(recipe: Recipe, ws: Workspace) -> list[Node]:
     parts, external = ws.internal("data", "codec"), ws.external("data", "codec")
     rollout = to_data(recipe.rollout)
     # First-frame latency is of the first bidirectional, the first causal and the last model.
-    compared = tuple(dict.fromkeys(s for s in (ws.first("finetune"), ws.first("teacher_forcing"), ws.last) if s))
+    compared = tuple(dict.fromkeys(s for s in (ws.first("finetune"), ws.first(*MULTI_STEP_CAUSAL), ws.last) if s))
     reference = ws.bundled_world()
     bundled = {} if reference is None else {"bundled world": weights_hash(reference)}
     made = Node(

@@ -12,6 +12,7 @@ from worldline.data.build import DataConfig
 from worldline.functional.masks import Visibility
 from worldline.methods.autoencoder import AutoencoderConfig
 from worldline.methods.consistency import ConsistencyConfig
+from worldline.methods.diffusion_forcing import DiffusionForcingConfig
 from worldline.methods.dmd import DMDConfig
 from worldline.methods.finetune import FinetuneConfig
 from worldline.methods.ode import ODEConfig
@@ -23,10 +24,11 @@ from worldline.recipes.builder import Place, RecipeError, convert, did_you_mean
 from worldline.schema import TimeGrid, WorldlineError
 from worldline.train.config import TrainConfig
 
-Kind = Literal["finetune", "teacher_forcing", "ode", "consistency", "dmd"]
+Kind = Literal["finetune", "teacher_forcing", "diffusion_forcing", "ode", "consistency", "dmd"]
 OPTIONS: dict[str, type] = {
     "finetune": FinetuneConfig,
     "teacher_forcing": TeacherForcingConfig,
+    "diffusion_forcing": DiffusionForcingConfig,
     "ode": ODEConfig,
     "consistency": ConsistencyConfig,
     "dmd": DMDConfig,
@@ -35,10 +37,12 @@ OPTIONS: dict[str, type] = {
 ROLES: dict[str, tuple[str, ...]] = {
     "finetune": (),
     "teacher_forcing": (),
+    "diffusion_forcing": (),
     "ode": ("teacher",),
     "consistency": ("teacher",),
     "dmd": ("real", "fake"),
 }
+MULTI_STEP_CAUSAL = ("teacher_forcing", "diffusion_forcing")
 ONE_SECOND = 16  # pixel frames
 BUILT_IN = ("data", "episodes", "encode", "codec", "base", "world", "evaluate", "report")
 

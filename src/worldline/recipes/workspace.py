@@ -114,9 +114,9 @@ class Workspace:
         """Whether a stage's model is a student that answers in a few steps."""
         return stage in self.recipe.stages and self.recipe.stages[stage].method in ("ode", "consistency", "dmd")
 
-    def first(self, method: str) -> str | None:
-        """The first stage of a method: how reports find the bidirectional and the multi-step causal model."""
-        return next((name for name, stage in self.recipe.stages.items() if stage.method == method), None)
+    def first(self, *methods: str) -> str | None:
+        """The first stage of any of these methods: how reports find the bidirectional and the multi-step causal model."""
+        return next((name for name, stage in self.recipe.stages.items() if stage.method in methods), None)
 
     @property
     def last(self) -> str | None:

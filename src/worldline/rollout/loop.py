@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from worldline.functional.flow import cfg
 from worldline.models.backbone import Backbone, TextContext
@@ -49,11 +50,13 @@ class ChunkLoop:
         negative: TextEmbedding | None = None,
         cache: Literal["blocks", "ring"] = "blocks",
         capacity: int | None = None,
+        chunkwise: bool = False,
     ) -> None:
         """text: [B] prompts; negative: the unconditional prompt, needed where plan.guidance != 1; capacity: latent
-        frames a ring cache holds where the plan's visibility has no window."""
+        frames a ring cache holds where the plan's visibility has no window; chunkwise: backward keeps a chunk's latents
+        alone and takes its forward again when its turn comes, so that one chunk's activations are alive at a time."""
         self.model, self.plan = model, plan
-        self._stream = cache == "ring"
+        self._stream, self._chunkwise = cache == "ring", chunkwise
         self._ready: _Ready | None = None
         if plan.guidance != 1.0 and negative is None:
             raise WorldlineError(f"guidance {plan.guidance} needs a negative prompt; pass negative=, or set guidance 1")
@@ -100,7 +103,16 @@ class ChunkLoop:
             None if torch.is_grad_enabled() or not self._stream else self._conditions(x, sigma, cameras, cache.frames)
         )
         given = {} if ready is None else {"conditions": ready}
-        return self.model(x, levels, text, cameras=cameras, cache=cache, **given)
+        if not (self._chunkwise and torch.is_grad_enabled()):
+            return self.model(x, levels, text, cameras=cameras, cache=cache, **given)
+        past = cache.fork()  # as it is now: by the time of the backward, later chunks have joined it
+
+        def again(x: Tensor) -> Tensor:
+            velocity: Tensor = self.model(x, levels, text, cameras=cameras, cache=past)
+            return velocity
+
+        found: Tensor = checkpoint(again, x, use_reentrant=False, preserve_rng_state=False)
+        return found
 
     def _conditions(self, x: Tensor, sigma: float, cameras: Cameras | None, start: int) -> Any | None:
         """What does not depend on the latents, formed once a chunk for the levels to come and the clean pass."""
@@ -141,7 +153,7 @@ class ChunkLoop:
         """An independent continuation from the same past."""
         other = object.__new__(ChunkLoop)
         other.model, other.plan, other._texts = self.model, self.plan, list(self._texts)
-        other._stream, other._ready = self._stream, None
+        other._stream, other._chunkwise, other._ready = self._stream, self._chunkwise, None
         other._caches = [cache.fork() for cache in self._caches]
         return other
 

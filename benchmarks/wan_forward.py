@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.wan_forward
 
 Width 384 (3 heads of 128), 4 layers, 4 x 30 x 52 latents, a prompt of 512 tokens, the same weights everywhere. `as streamed`
-is a model that was frozen, with the clock, rotations and cameras of its chunk formed before, as in every step of play. Every round
-runs every variant once, in turn, so that a machine's moods fall on all alike. Compared are medians over rounds of the CPU
-time of the process, and of the ratio to the reference in the same round.
+is a model that was frozen, with the clock, rotations and cameras of its chunk formed before, as in every step of play.
+Every round runs every variant once, in turn, so that a machine's moods fall on all alike. Compared are medians over rounds
+of the CPU time of the process, and of the ratio to the reference in the same round.
 """
 
 from __future__ import annotations

@@ -118,9 +118,11 @@ def _original(path: Path) -> PublishedVAE:
         raise UnknownFamilyError(f"{path.name} holds no autoencoder of Wan's latents; expected a tensor {MARK}")
     if MARK not in source.groups[group]:
         return _tiny(path, source, group)
-    known = {(c.decoder_width * c.multipliers[-1], c.latent_channels): c for c in WAN_VAE_VARIANTS.values()}
+    known: dict[tuple[int, ...], WanVAEConfig] = {
+        (c.decoder_width * c.multipliers[-1], c.latent_channels): c for c in WAN_VAE_VARIANTS.values()
+    }
     first = source.groups[group].get("decoder.conv1.weight")
-    config = known.get(first.shape[:2]) if first is not None else None  # type: ignore[call-overload]
+    config = known.get(first.shape[:2]) if first is not None else None
     if config is None:
         raise UnknownFamilyError(
             f"{path.name}: decoder.conv1.weight is {first and list(first.shape)}; expected {list(known)} to begin with, as "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 
 class Log:
@@ -42,9 +43,23 @@ def _step(line: str) -> int:
         return 1 << 62  # a line torn by a kill
 
 
+def note(run_dir: Path, step: int, data: dict[str, Any]) -> None:
+    """Add a line that is no line of scalars of every `log_every` steps: a finding, figures of samples."""
+    with (Path(run_dir) / "log.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "note": data}) + "\n")
+
+
 def read_log(run_dir: Path) -> list[dict[str, float]]:
-    """All whole lines of a run's log."""
+    """All whole lines of scalars of a run's log."""
+    return [line for line in _lines(run_dir) if "note" not in line]
+
+
+def read_notes(run_dir: Path) -> list[dict[str, Any]]:
+    """What `note` added."""
+    return [line["note"] for line in _lines(run_dir) if "note" in line]
+
+
+def _lines(run_dir: Path) -> list[dict[str, Any]]:
     path = Path(run_dir) / "log.jsonl"
-    return (
-        [json.loads(line) for line in path.read_text().splitlines() if _step(line) < 1 << 62] if path.exists() else []
-    )
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step(line) < 1 << 62]

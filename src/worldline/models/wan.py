@@ -27,7 +27,16 @@ from worldline.models.backbone import Backbone, TextContext
 from worldline.nn.attention import FrameMask, attention
 from worldline.nn.camera import CameraMatrices, act, block_diagonal
 from worldline.nn.kv_cache import KVCache, Stream
-from worldline.nn.layers import FeedForward, PatchEmbedding, RMSNorm, TwoLayer, modulated_norm, sinusoidal_embedding
+from worldline.nn.layers import (
+    FeedForward,
+    GELUProjection,
+    PatchEmbedding,
+    RMSNorm,
+    TwoLayer,
+    modulated_norm,
+    sinusoidal_embedding,
+)
+from worldline.nn.packed import PackedLinear, packs
 from worldline.schema import Cameras, ShapeError, TextEmbedding, WorldlineError
 
 MOTION_SCALE = 10.0  # brings a latent's usual motion (0.14 rad, 0.08 units) to order one
@@ -313,6 +322,17 @@ class ConditionEmbedder(nn.Module):
         return actions.float()
 
 
+def _pack(module: nn.Module) -> None:
+    """Replace what can be packed below `module`, a projection and its GELU as one."""
+    for name, child in module.named_children():
+        if isinstance(child, GELUProjection) and packs(child.proj):
+            setattr(module, name, PackedLinear(child.proj, "gelu"))
+        elif isinstance(child, nn.Linear) and packs(child):
+            setattr(module, name, PackedLinear(child))
+        else:
+            _pack(child)
+
+
 class WanModel(Backbone):
     """Predicts velocity = eps - x0 for every latent frame."""
 
@@ -361,8 +381,9 @@ class WanModel(Backbone):
     @torch.no_grad()
     def freeze(self, dtype: torch.dtype = torch.float32) -> WanModel:
         """For inference alone, in place: one product for queries, keys and values, and the weights of matrix products in
-        `dtype` once instead of in every call (bf16 is for use under autocast, whose rounding this is). What autocast leaves
-        in fp32 stays. A frozen model cannot be trained, adapted or saved; freezing it again does nothing."""
+        `dtype` once instead of in every call (bf16 is for use under autocast, whose rounding this is), on a CPU also in the
+        order its kernels want. What autocast leaves in fp32 stays. A frozen model cannot be trained, adapted, saved or moved
+        to another device; freezing it again does nothing."""
         if self.frozen:
             return self
         attentions = [block.attn1 for block in self._blocks()]
@@ -374,6 +395,8 @@ class WanModel(Backbone):
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Conv3d)) and not name.startswith(FP32):
                 module.to(dtype)
+        for block in self._blocks():
+            _pack(block)
         return self.eval().requires_grad_(False)
 
     @property

@@ -76,6 +76,7 @@ class Engine:
         self.device = torch.device(device)
         self.dtype = dtype if dtype != "auto" else str(inference_dtype(self.device)).removeprefix("torch.")
         self.name, self.weights = name, weights
+        self.parameters = sum(p.numel() for p in model.parameters())  # before weights are laid out for inference
         self.grid = codec.grid
         self._texts: dict[str, TextEmbedding] = {}
         self.encoder = encoder or HashTextEncoder(model.config.text_dim, model.config.text_len)
@@ -134,7 +135,7 @@ class Engine:
             latents_per_chunk=visibility.chunk, frames_per_chunk=self.frames_per_chunk, window=visibility.window or 0,
             steps=len(c.sigmas), turn_deg_per_frame=c.turn_deg_per_frame,
             max_turn_deg_per_frame=c.max_turn_deg_per_frame,
-            parameters=sum(p.numel() for p in self.model.parameters()), weights=self.weights, device=str(self.device),
+            parameters=self.parameters, weights=self.weights, device=str(self.device),
             dtype=self.dtype, threads=torch.get_num_threads(),
         )  # fmt: skip
 

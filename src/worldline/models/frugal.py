@@ -14,7 +14,8 @@ from worldline.models.wan import Block, Seen
 from worldline.schema import WorldlineError
 
 
-def _blocks(model: nn.Module) -> list[Block]:
+def blocks_of(model: nn.Module) -> list[Block]:
+    """The transformer blocks of a network, or of the base that a role looks at."""
     model = model.base if isinstance(model, LoRARole) else model
     return [module for module in model.modules() if isinstance(module, Block)]
 
@@ -25,7 +26,7 @@ def recompute_blocks(model: nn.Module) -> None:
     Exact: the same adapter acts the second time, and a rollout's past is held as it was. Raises WorldlineError where the
     model has no transformer blocks.
     """
-    blocks = _blocks(model)
+    blocks = blocks_of(model)
     if not blocks:
         raise WorldlineError(f"a {type(model).__name__} has no blocks to recompute; set train.recompute to false")
     for block in blocks:
@@ -55,11 +56,17 @@ def _recomputed(
     return out
 
 
+def compile_blocks(model: nn.Module) -> None:
+    """Compile every transformer block, in place; they share what is compiled. Nothing else of the model is."""
+    for block in blocks_of(model):
+        block.compile()
+
+
 @torch.no_grad()
 def halve_frozen(model: nn.Module) -> None:
     """Store the frozen linear layers of blocks in bf16, in place; adapters are to be added after. Under bf16 autocast,
     which rounds them so for every product, nothing changes; what is computed in fp32 (clock, norms, embeddings) stays."""
-    for block in _blocks(model):
+    for block in blocks_of(model):
         for module in block.modules():
             if isinstance(module, nn.Linear):
                 for p in module.parameters():

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from worldline import dist
 from worldline.functional.camera import actions_of_motion
 from worldline.functional.prope import projection_matrices
 from worldline.functional.rays import plucker_rays
@@ -37,6 +38,7 @@ from worldline.nn.layers import (
     sinusoidal_embedding,
 )
 from worldline.nn.packed import PackedLinear, packs
+from worldline.nn.ulysses import heads_for_tokens, tokens_for_heads
 from worldline.schema import Cameras, ShapeError, TextEmbedding, WorldlineError
 
 MOTION_SCALE = 10.0  # brings a latent's usual motion (0.14 rad, 0.08 units) to order one
@@ -179,12 +181,14 @@ class Seen:
 
     def attend(self, stream: Stream, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """softmax(q k^T / sqrt(Dh)) v over the visible keys. All [B, L, N, Dh]."""
+        if dist.sequence() > 1:
+            q, k, v = tokens_for_heads(torch.stack([q, k, v]), self.frames).unbind(0)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        if self.mask is not None:
-            return self.mask.attend(q, k, v).transpose(1, 2)
         if self.cache is not None:
             k, v = self.cache.attend(stream, k, v, self.frames)
-        return attention(q, k, v).transpose(1, 2)
+        out = attention(q, k, v) if self.mask is None else self.mask.attend(q, k, v)
+        out = out.transpose(1, 2)
+        return heads_for_tokens(out, self.frames) if dist.sequence() > 1 else out
 
 
 class Modulation(NamedTuple):
@@ -250,6 +254,10 @@ class Block(nn.Module):
         """mod: [..., 6, D] fp32, the clock's, of all blocks -> this block's own."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + mod).unsqueeze(-2).unbind(-3)
         return Modulation(shift1, 1 + scale1, gate1, shift2, 1 + scale2, gate2)
+
+    def text_kv(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded prompt [B, L_text, D] -> this block's keys and values [B, N, L_text, Dh]."""
+        return self.attn2.text_kv(text)
 
     def forward(
         self,
@@ -412,7 +420,7 @@ class WanModel(Backbone):
                 f"{self.config.text_dim}; encode the prompt with its own text encoder"
             )
         embedded = self.condition_embedder.text_embedder(text.tokens * text.mask[..., None])
-        return TextContext(tuple(block.attn2.text_kv(embedded) for block in self._blocks()))
+        return TextContext(tuple(block.text_kv(embedded) for block in self._blocks()))
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
@@ -446,7 +454,17 @@ class WanModel(Backbone):
             rays = self.ray_embedding(rays)
         elif cameras is not None and self.config.camera == "cross":
             camera_tokens = self.camera_embedder(cameras)
-        return Placement(self.rope(positions, H // ph, W // pw), matrices, camera_tokens, rays)
+        cos, sin = self.rope(positions, H // ph, W // pw)
+        if dist.sequence() > 1:
+            if self.config.num_heads % dist.sequence():
+                raise WorldlineError(
+                    f"{self.config.num_heads} heads do not divide over {dist.sequence()} sequence parallel processes; choose "
+                    f"sequence_parallel among the divisors of {self.config.num_heads}"
+                )
+            frames = len(positions)
+            cos, sin = (dist.own_tokens(x.unflatten(0, (frames, -1)), 1).flatten(0, 1) for x in (cos, sin))
+            rays = None if rays is None else dist.own_tokens(rays, 2)
+        return Placement((cos, sin), matrices, camera_tokens, rays)
 
     @torch.no_grad()
     def conditions(
@@ -512,11 +530,14 @@ class WanModel(Backbone):
             placement, (shift, factor) = conditions.placement, conditions.head.unbind(0)
             mods = [Modulation(*own.unbind(0)) for own in conditions.blocks.unbind(0)]
         h = self.patch_embedding(x).float()  # [B, T, S, D]
+        shared = dist.sequence() > 1  # then S is this process's part of every frame's tokens, until the last projection
+        h = dist.own_tokens(h, 2) if shared else h
         h = h if placement.rays is None else h + placement.rays
         seen = Seen(T, placement.cameras, placement.camera_tokens, mask, cache)
         for layer, block in enumerate(self._blocks()):
             h = block(h, mods[layer], text.layers[layer], placement.rope, seen, layer)
         out = self.proj_out(modulated_norm(h, shift, factor, self.config.eps)).float()
+        out = dist.all_tokens(out, 2) if shared else out
         return rearrange(out, "b t (h w) (p q c) -> b t c (h p) (w q)", h=H // ph, w=W // pw, p=ph, q=pw)
 
     @property

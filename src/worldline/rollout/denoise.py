@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from worldline import dist
 from worldline.functional.flow import velocity_to_x0
 from worldline.functional.solvers import UniPC, consistency_step, euler_step
 from worldline.rollout.plan import RolloutPlan
@@ -28,6 +29,8 @@ def denoise(
     exit_step=k: steps 0..k-1 run without gradient, the prediction of step k (with gradient if `grad`) is returned
     (Self-Forcing's truncated rollout). `generator` supplies the fresh noise of consistency sampling.
     """
+    if exit_step is not None:
+        dist.agree("the exit step of a rollout", exit_step)
     levels = (*plan.sigmas, 0.0)
     last = len(plan.sigmas) - 1 if exit_step is None else exit_step
     x, unipc = noise, UniPC() if plan.solver == "unipc" else None

@@ -26,8 +26,9 @@ def save_checkpoint(
     optimizers: dict[str, Any],
     state: dict[str, Any],
     keep: int,
+    best: str = "",
 ) -> Path:
-    """Write checkpoint `step` atomically and drop all but the newest `keep`."""
+    """Write checkpoint `step` atomically and drop all but the newest `keep` (and the best, see `prune`)."""
     final, tmp = root / f"step-{step:08d}", root / f".writing-{step:08d}-{os.getpid()}"
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
@@ -40,9 +41,24 @@ def save_checkpoint(
         os.replace(tmp, final)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
-    for old in checkpoints(root)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    prune(root, keep, best)
     return final
+
+
+def prune(root: Path, keep: int, best: str = "") -> None:
+    """Drop all checkpoints but the newest `keep`, and the one where the logged value named `best` was lowest."""
+    old = checkpoints(root)
+    spared: Path | None = None
+    if best:
+        spared = min(old, key=lambda path: _logged(path).get(best, float("inf")))
+    for path in old[:-keep]:
+        if path != spared:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _logged(path: Path) -> dict[str, float]:
+    logged: dict[str, float] = json.loads((path / "state.json").read_text()).get("logged", {})
+    return logged
 
 
 def checkpoints(root: Path) -> list[Path]:

@@ -1,9 +1,11 @@
-"""Exponential moving average of weights, in fp32 shadows."""
+"""Exponential moving average of weights, in fp32 shadows, sharded as the weights are."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from worldline.train.parallel import fill, local
 
 
 class EMA:
@@ -17,8 +19,8 @@ class EMA:
     def update(self, module: nn.Module) -> None:
         """Take in the module's present weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        live = [v.detach().float() for k, v in module.named_parameters() if k in self.shadow]
-        torch._foreach_lerp_(list(self.shadow.values()), live, 1 - decay)
+        live = [local(v.detach()).float() for k, v in module.named_parameters() if k in self.shadow]
+        torch._foreach_lerp_([local(v) for v in self.shadow.values()], live, 1 - decay)
         self.updates += 1
 
     def state(self) -> dict[str, Tensor]:
@@ -29,5 +31,5 @@ class EMA:
     def load(self, state: dict[str, Tensor], updates: int) -> None:
         """Restore from a checkpoint."""
         for k, v in self.shadow.items():
-            v.copy_(state[k])
+            fill(v, state[k])
         self.updates = updates

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from worldline import dist
 from worldline.methods.base import Method, Phase, Rng
-from worldline.models.frugal import recompute_blocks
+from worldline.models.frugal import compile_blocks, recompute_blocks
 from worldline.schema import WorldlineError
 from worldline.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from worldline.train.config import TrainConfig
@@ -26,6 +26,8 @@ from worldline.train.ema import EMA
 from worldline.train.log import Log
 from worldline.train.observers import Observer, Update
 from worldline.train.optim import lr_factor, make_optimizer
+from worldline.train.parallel import Parallel, fill_module, sharded, whole
+from worldline.train.sharded_checkpoint import ShardWriter, is_sharded, load_moments, load_sharded
 from worldline.train.signals import StopRequest
 
 __all__ = ["Batches", "NonFiniteError", "Result", "TrainConfig", "Trainer"]
@@ -73,45 +75,60 @@ class Trainer:
         self.method, self.data, self.cfg, self.device = method, data, config, torch.device(device)
         self.run_dir, self.progress = Path(run_dir), progress
         self.trained = tuple(dict.fromkeys(p.role for p in method.phases))
+        self.parallel = Parallel(config, self.device)
         for name, module in method.roles.items():
             module.requires_grad_(name in self.trained).to(self.device)
             if config.recompute and name in self.trained:
                 recompute_blocks(module)
+            if config.compile:
+                compile_blocks(module)
+            self.parallel.place(name, module, name in self.trained)
         self.optimizers = {r: make_optimizer(method.roles[r], self._lr(r), config) for r in self.trained}
         self.emas = {r: EMA(method.roles[r], config.ema_decay) for r in self.trained} if config.ema_decay else {}
         self.step, self.seconds, self._bad = 0, 0.0, 0
         self._pending: list[dict[str, Tensor]] = []
+        self._logged: dict[str, float] = {}
+        checkpoints = self.run_dir / "checkpoints"
+        self._writer = ShardWriter(checkpoints, config.keep, config.keep_best, config.async_checkpoints)
 
     def _lr(self, role: str) -> float:
         return self.cfg.role_lr.get(role, self.cfg.lr)
 
     def fit(self) -> Result:
-        """Run to the last step, from the newest checkpoint if there is one. Ctrl-C or SIGTERM saves and returns."""
+        """Run to the last step, from the newest checkpoint if there is one. Ctrl-C, SIGTERM or SIGUSR1 saves and returns.
+
+        Of several processes, all call it; only rank 0 writes the log, and all stop together.
+        """
         if self.cfg.threads:
             torch.set_num_threads(self.cfg.threads)
         self._resume()
-        log, last = Log(self.run_dir, self.step), {}
+        log = Log(self.run_dir, self.step) if dist.is_main() else None
         began = saved = time.monotonic()
         before = self.seconds
-        with StopRequest() as stop:
+        with StopRequest() as stop, dist.lockstep():
             while self.step < self.cfg.steps:
                 self._train_step()
                 self.step += 1
                 self.seconds = before + time.monotonic() - began
                 if self.step % self.cfg.log_every == 0 or self.step == self.cfg.steps:
-                    last = self._collect()
-                    if dist.is_main():
-                        log.write(self.step - 1, last)
+                    self._logged = self._collect()
+                    if log is not None:
+                        log.write(self.step - 1, self._logged)
                 if self.progress is not None:
-                    self.progress(self.step, self.cfg.steps, last)
-                due = self.step % self.cfg.save_every == 0 or time.monotonic() - saved > 60 * self.cfg.save_minutes
-                if due or stop.requested or self.step == self.cfg.steps:
+                    self.progress(self.step, self.cfg.steps, self._logged)
+                overdue = time.monotonic() - saved > 60 * self.cfg.save_minutes
+                stopping, overdue = (bool(v) for v in dist.largest([stop.requested, overdue]))
+                if self.step % self.cfg.save_every == 0 or overdue or stopping or self.step == self.cfg.steps:
                     self.save()
                     saved = time.monotonic()
-                if stop.requested:
+                self._writer.poll()
+                if stopping:
                     break
-        log.close()
-        return Result(self.step >= self.cfg.steps, self.step, self.seconds, last)
+            self._writer.finish()
+        if log is not None:
+            log.close()
+        dist.barrier()
+        return Result(self.step >= self.cfg.steps, self.step, self.seconds, self._logged)
 
     def _train_step(self) -> None:
         for module in self.method.roles.values():
@@ -127,22 +144,26 @@ class Trainer:
         for name in self.trained:
             self.method.roles[name].requires_grad_(name == phase.role)
         values: dict[str, Tensor] = {}
-        for micro in range(self.cfg.accumulation):
-            # Every phase has batches of its own: phase p of n takes counter n * step + p.
-            counter = (self.step * len(self.method.phases) + index) * self.cfg.accumulation + micro
-            counter = counter * dist.world_size() + dist.rank()
-            batch = self.data.batch(self.cfg.seed, counter, self.cfg.batch_size, self.device)
+        own = self.parallel.own_micros()
+        for micro in own:
+            # Every phase has batches of its own: phase p of n takes counter n * step + p. Micro batches are numbered over
+            # all processes: which of them takes one changes neither its samples nor its noise.
+            counter = (self.step * len(self.method.phases) + index) * self.parallel.micros + micro
+            batch = self.data.batch(self.cfg.seed, counter, self.parallel.samples, self.device)
             for watcher in self.observers:
                 watcher.before_loss(self.step, phase, module, batch)
-            rng = Rng(self.cfg.seed, self.step * len(self.method.phases) + index, dist.rank(), micro)
+            rng = Rng(self.cfg.seed, self.step * len(self.method.phases) + index, 0, micro)
             with self._autocast():
                 losses = phase.loss(batch, rng)
-            (losses["loss"] / self.cfg.accumulation).backward()
+            (losses["loss"] / len(own)).backward()
             for name, value in losses.items():
-                share = value.detach().float() / self.cfg.accumulation
+                share = value.detach().float() / len(own)
                 values[name] = values[name] + share if name in values else share
+        self.parallel.settle()
         params = [p for p in module.parameters() if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(params, self.cfg.clip)
+        self.parallel.average_gradients(params)
+        dist.mean_(list(values.values()))
+        norm = whole(nn.utils.clip_grad_norm_(params, self.cfg.clip))
         finite, lr = bool(torch.isfinite(norm)) and bool(torch.isfinite(values["loss"])), self._lr(phase.role) * factor
         roles, emas = self.method.roles, self.emas
         update = Update(self.step, phase.name, phase.role, values, norm.detach(), finite, lr, roles, emas)
@@ -186,43 +207,63 @@ class Trainer:
         out = {name: float(torch.stack([v.float() for v in vs]).nanmean()) for name, vs in sums.items()}
         return {**out, "lr": self.cfg.lr * lr_factor(self.step - 1, self.cfg)}
 
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds: trained roles, their averages, and what follows them."""
+        names = (*self.trained, *(n for n in self.method.roles if n in _moving(self.method)))
+        weights: dict[str, dict[str, Tensor]] = {n: self.method.roles[n].state_dict() for n in names}
+        return weights | {f"{name}.ema": ema.state() for name, ema in self.emas.items()}
+
     def save(self) -> None:
-        """Write a checkpoint of the present step."""
-        if not dist.is_main():
-            return
-        weights: dict[str, dict[str, Tensor]] = {r: self.method.roles[r].state_dict() for r in self.trained}
-        weights |= {f"{name}.ema": ema.state() for name, ema in self.emas.items()}
-        weights |= {n: m.state_dict() for n, m in self.method.roles.items() if n in _moving(self.method)}
+        """Write a checkpoint of the present step; of several processes, each its part."""
         state = {
             "step": self.step,
             "seconds": self.seconds,
             "ema_updates": {n: e.updates for n, e in self.emas.items()},
+            "logged": self._logged,
         }
+        if dist.world_size() > 1:
+            self._writer.save(self.step, self._weights(), self.method.roles, self.optimizers, state)
+            return
+        root, cfg = self.run_dir / "checkpoints", self.cfg
         optimizers = {n: o.state_dict() for n, o in self.optimizers.items()}
-        save_checkpoint(self.run_dir / "checkpoints", self.step, weights, optimizers, state, self.cfg.keep)
+        save_checkpoint(root, self.step, self._weights(), optimizers, state, cfg.keep, cfg.keep_best)
 
     def _resume(self) -> None:
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        found = checkpoints(self.run_dir / "checkpoints")
+        if dist.is_main():
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        found = dist.share(checkpoints(self.run_dir / "checkpoints"))
         if not found:
             return
-        weights, optimizers, state = load_checkpoint(found[-1])
+        if is_sharded(found[-1]):
+            state = load_sharded(found[-1], self._weights(), self.method.roles, self.optimizers)
+        else:
+            state = self._load_whole(found[-1])
+        for name, ema in self.emas.items():
+            ema.updates = state["ema_updates"][name]
+        self.step, self.seconds, self._logged = state["step"], state["seconds"], state.get("logged", {})
+
+    def _load_whole(self, path: Path) -> dict[str, Any]:
+        """A checkpoint of one process."""
+        weights, optimizers, state = load_checkpoint(path)
         for name, module in self.method.roles.items():
             if name in weights:
-                module.load_state_dict(weights[name])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(optimizers[name])
+                fill_module(module, weights[name])
+            if name in self.optimizers and sharded(module):
+                load_moments(self.optimizers[name], optimizers[name])
+            elif name in self.optimizers:
+                self.optimizers[name].load_state_dict(optimizers[name])
         for name, ema in self.emas.items():
             ema.load(weights[f"{name}.ema"], state["ema_updates"][name])
-        self.step, self.seconds = state["step"], state["seconds"]
+        return state
 
     @torch.no_grad()
     def trained_state(self, role: str, *, ema: bool = True) -> dict[str, Tensor]:
-        """A trained role's weights, averaged where an EMA exists and is asked for; buffers are the live ones."""
-        state = {k: v.detach().clone() for k, v in self.method.roles[role].state_dict().items()}
+        """A trained role's weights, whole, averaged where an EMA exists and is asked for; buffers are the live ones. Of
+        several processes, all must ask."""
+        state = dict(self.method.roles[role].state_dict())
         if ema and role in self.emas:
-            state.update({k: v.clone() for k, v in self.emas[role].state().items()})
-        return state
+            state.update(self.emas[role].state())
+        return {k: whole(v.detach()).clone() for k, v in state.items()}
 
 
 def _moving(method: Method) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a run to save and stop; a second Ctrl-C stops it at once."""
+"""Ctrl-C, SIGTERM and SIGUSR1 (a queue's warning) ask a run to save and stop; a second Ctrl-C stops it at once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import signal
 import threading
 from types import FrameType
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
 
 class StopRequest:
-    """Context manager: `requested` turns true on the first SIGINT or SIGTERM. Inert outside the main thread."""
+    """Context manager: `requested` turns true on the first SIGINT, SIGTERM or SIGUSR1. Inert outside the main thread."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -21,7 +23,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in SIGNALS:
                 self._old[signum] = signal.signal(signum, self._handle)
         return self
 

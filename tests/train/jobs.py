@@ -1,0 +1,114 @@
+"""What the processes of these tests do: train tiny real methods and hand back losses, gradients, weights."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.conftest import random_cameras, randomise
+from torch import Tensor
+
+from worldline import dist
+from worldline.functional.masks import Visibility
+from worldline.methods.base import Method
+from worldline.methods.consistency import ConsistencyConfig
+from worldline.methods.dmd import DMDConfig
+from worldline.methods.finetune import FinetuneConfig
+from worldline.methods.ode import OdeBatch, ODEConfig
+from worldline.methods.teacher_forcing import TeacherForcingConfig
+from worldline.models.wan import WanConfig, WanModel
+from worldline.rollout.plan import RolloutPlan
+from worldline.schema import TextEmbedding
+from worldline.train.config import TrainConfig
+from worldline.train.log import read_log
+from worldline.train.loop import Trainer
+from worldline.train.observers import Silent, Update
+from worldline.train.parallel import whole
+
+KINDS = ("finetune", "teacher_forcing", "ode", "consistency", "dmd")
+VISIBLE = Visibility(chunk=1, prefix=1, window=3)
+EMPTY = TextEmbedding(torch.zeros(1, 6, 8), torch.ones(1, 6, dtype=torch.bool), "random")
+
+
+def wan(camera: str = "fused", seed: int = 0, **changes: Any) -> WanModel:
+    sizes = dict(dim=32, ffn_dim=48, num_heads=4, num_layers=2, text_dim=8, text_len=6, in_channels=4, out_channels=4)
+    model = WanModel(WanConfig(**{**sizes, "freq_dim": 16, "camera": camera, **changes}))
+    randomise(model, seed)
+    return model
+
+
+class Clips:
+    """Random clips of 4 latents of 8 tokens, batches by counter."""
+
+    def batch(self, seed: int, step: int, batch_size: int, device: Any = "cpu") -> OdeBatch:
+        clips = [self._clip(seed * 1000 + step * batch_size + i) for i in range(batch_size)]
+        latents, tokens, anchors, end = (torch.stack(parts) for parts in zip(*clips, strict=True))
+        text = TextEmbedding(tokens, torch.ones(batch_size, 6, dtype=torch.bool), "random")
+        views = random_cameras(batch_size, 4, seed)
+        return OdeBatch(latents, text, views, anchors=anchors, end=end)
+
+    def _clip(self, number: int) -> tuple[Tensor, ...]:
+        g = torch.Generator().manual_seed(number)
+        shapes = (4, 4, 4, 8), (6, 8), (4, 4, 4, 4, 8), (4, 4, 4, 8)
+        return tuple(torch.randn(shape, generator=g) for shape in shapes)
+
+
+def method(kind: str, camera: str = "fused") -> Method:
+    nets = [wan(camera, seed) for seed in range(3)]
+    if kind == "finetune":
+        return FinetuneConfig().build(nets[0], EMPTY)
+    if kind == "teacher_forcing":
+        return TeacherForcingConfig(context_noise=0.1).build(nets[0], VISIBLE, EMPTY)
+    if kind == "ode":
+        return ODEConfig(euler_steps=4).build(nets[0], VISIBLE)
+    if kind == "consistency":
+        return ConsistencyConfig(grid_steps=8).build(nets[0], nets[1], VISIBLE, EMPTY)
+    return DMDConfig(critic_updates=2).build(*nets, RolloutPlan.few_step(VISIBLE), EMPTY)
+
+
+class Gradients(Silent):
+    """Keeps the whole gradients of every update."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, dict[str, Tensor]] = {}
+
+    def before_update(self, update: Update) -> None:
+        own = update.roles[update.role].named_parameters()
+        kept = {k: whole(p.grad).clone() for k, p in own if p.grad is not None}
+        self.seen[f"{update.step}/{update.phase}"] = kept
+
+
+def config(**changes: Any) -> TrainConfig:
+    base = dict(steps=2, batch_size=1, accumulation=2, lr=1e-3, warmup=1, save_every=99, log_every=1, ema_decay=0.9)
+    return TrainConfig(**{**base, "precision": "fp32", "clip": 1e9, **changes})
+
+
+def train(run: str, kind: str, *, camera: str = "fused", **changes: Any) -> dict[str, Any]:
+    """One run: its log, gradients by update, averaged weights."""
+    watch = Gradients()
+    trainer = Trainer(method(kind, camera), Clips(), config(**changes), run, observers=[watch])
+    result = trainer.fit()
+    weights = {role: trainer.trained_state(role) for role in trainer.trained}
+    log = read_log(Path(run)) if dist.is_main() else []
+    return {"log": log, "gradients": watch.seen, "weights": weights, "step": result.step, "finished": result.finished}
+
+
+def train_all(run: str, cases: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """`train` of several (kind, options), one after the other."""
+    return [train(str(Path(run) / str(i)), kind, **options) for i, (kind, options) in enumerate(cases)]
+
+
+def alone(cases: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The same on this process alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        return train_all(folder, cases)
+
+
+def unequal_exit(run: str) -> None:
+    """Ranks that draw different exit steps, as a careless method would."""
+    from worldline.methods.base import Rng
+
+    Rng.shared = lambda self, stream: torch.Generator().manual_seed(3 + 2 * dist.rank())
+    train(run, "dmd")

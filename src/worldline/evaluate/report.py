@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -61,7 +61,8 @@ class StageReport:
     """One stage of the run. What is empty is left out of the page.
 
     init: the stage whose weights this one started from, for the change it made; losses: name -> (steps [n], values [n]);
-    metrics, films, commands, responses, curves: as `suite.Evaluation` has them.
+    metrics, films, commands, responses, curves: as `suite.Evaluation` has them; health: what training found, each with
+    step, kind, where, seen, means, mend.
     """
 
     name: str
@@ -76,6 +77,7 @@ class StageReport:
     commands: list[np.ndarray] = field(default_factory=list)
     responses: list[np.ndarray] = field(default_factory=list)
     curves: Mapping[str, np.ndarray] = field(default_factory=dict)
+    health: list[dict[str, Any]] = field(default_factory=list)
 
 
 def write_report(
@@ -210,14 +212,25 @@ def _stage(stage: StageReport) -> str:
         ("Loss", _loss_plot(stage.losses)),
     ]
     shown = "".join(f"<div><h4>{title}</h4>{plot}</div>" for title, plot in plots if plot)
-    if not film and not shown:
+    health = _health(stage.health)
+    if not film and not shown and not health:
         return ""
     source = f" from {escape(stage.init)}" if stage.init else ""
     spent = f", {stage.steps:,} steps in {_duration(stage.seconds)}" if stage.steps else ""
     return (
         f'<section class="stage"><header><h3>{escape(stage.name)}</h3><small>{escape(stage.method)}{source}{spent}</small>'
-        f'</header>{film}<div class="plots">{shown}</div></section>'
+        f'</header>{health}{film}<div class="plots">{shown}</div></section>'
     )
+
+
+def _health(findings: list[dict[str, Any]]) -> str:
+    """What training found, one paragraph each; nothing where it found nothing."""
+    rows = [
+        f"<li><b>{escape(f['kind'])}</b> <small>{escape(f['where'])}, step {f['step']}</small><br>{escape(f['seen'])} "
+        f'<span class="soft">Usually: {escape(f["means"])}</span> Mend: {escape(f["mend"])}</li>'
+        for f in findings
+    ]
+    return f'<ul class="health">{"".join(rows)}</ul>' if rows else ""
 
 
 def _response_plot(stage: StageReport) -> str:

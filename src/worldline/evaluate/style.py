@@ -47,6 +47,8 @@ tr.last > * { background: color-mix(in srgb, var(--s1) 8%, transparent); }
 section.stage { border: 1px solid var(--line); border-radius: 10px; background: var(--panel);
   padding: 1rem 1.1rem 1.1rem; margin: 1.2rem 0 0; }
 section.stage header { display: flex; gap: .2rem .8rem; align-items: baseline; flex-wrap: wrap; margin-bottom: .7rem; }
+ul.health { list-style: none; margin: 0 0 1rem; padding: .1rem .9rem; border-left: 3px solid var(--s2); font-size: .88rem; }
+ul.health li { margin: .5rem 0; }
 .film { display: block; width: 100%; height: auto; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 1.2rem; margin-top: 1.1rem; }
 .plots > div { min-width: 0; }

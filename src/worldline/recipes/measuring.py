@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from worldline.functional.masks import Visibility
+from worldline.models.backbone import Backbone
 from worldline.models.registry import load_model
 from worldline.nn.precision import inference_dtype
 from worldline.recipes.conversion import latents
@@ -40,14 +41,15 @@ def _episodes(ws: Workspace, directory: Path) -> list[Episode]:
     return build_episodes(directory, wanted.episodes, wanted.seed, **frames)
 
 
-def player(ws: Workspace, stage: str) -> Player:
-    """A stage's model as it is to be played: whole clips in many steps, chunks in many, or chunks in few."""
+def player(ws: Workspace, stage: str, model: Backbone | None = None) -> Player:
+    """A stage's model as it is to be played: whole clips in many steps, chunks in many, or chunks in few. model: the
+    network itself where it is not on disk yet."""
     from worldline.evaluate.player import Player
 
     rollout = ws.recipe.rollout
     section = ws.recipe.base if stage == "base" else ws.recipe.stages[stage]
     method = section.method if isinstance(section, StageSection) else "base"
-    model = ws.model(stage, "none" if stage == "base" else None)
+    model = model or ws.model(stage, "none" if stage == "base" else None)
     visibility, whole_clip = rollout.visibility(), None
     if method in ("base", "finetune"):
         visibility = Visibility(bidirectional=True, prefix=rollout.prefix)

@@ -21,6 +21,7 @@ from worldline.rollout.plan import RolloutPlan
 from worldline.schema import WorldlineError
 from worldline.stream.text import write_embeddings
 from worldline.stream.world import WorldConfig, WorldText
+from worldline.train.health import findings
 from worldline.train.log import read_log
 
 if TYPE_CHECKING:
@@ -104,7 +105,10 @@ def report(ws: Workspace, directory: Path) -> dict[str, float]:
 
     stages = [_stage_report(ws, name) for name in ("base", *ws.recipe.stages)]
     figures = read_metrics(ws.run_dir / "evaluate")
-    rows = [{"stage": s.name, "steps": s.steps, "seconds": s.seconds, "metrics": dict(s.metrics)} for s in stages]
+    rows = [
+        {"stage": s.name, "steps": s.steps, "seconds": s.seconds, "metrics": dict(s.metrics), "health": s.health}
+        for s in stages
+    ]
     data = {"recipe": ws.recipe.name, "stages": rows, "figures": figures}
     (directory / "report.json").write_text(json.dumps(data, indent=2) + "\n")
     clips = ws.clips().info
@@ -141,5 +145,6 @@ def _stage_report(ws: Workspace, name: str) -> StageReport:
         seconds=0.0 if record is None else round(record.seconds, 1),
         weights=weights_hash(model) if (model / "model.safetensors").is_file() else "",
         losses=losses,
+        health=[dataclasses.asdict(finding) for finding in findings(ws.run_dir / name / "train")],
         **shown,
     )

@@ -23,6 +23,7 @@ from worldline.models.wan import CameraMode, WanConfig
 from worldline.recipes.builder import Place, RecipeError, convert, did_you_mean
 from worldline.schema import TimeGrid, WorldlineError
 from worldline.train.config import TrainConfig
+from worldline.train.health import HealthConfig
 
 Kind = Literal["finetune", "teacher_forcing", "diffusion_forcing", "ode", "consistency", "dmd"]
 OPTIONS: dict[str, type] = {
@@ -252,6 +253,7 @@ class Recipe:
     rollout: RolloutSection = field(default_factory=RolloutSection)
     stages: dict[str, StageSection] = field(default_factory=dict)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+    health: HealthConfig = field(default_factory=HealthConfig)  # of all stages; changes nothing that is learnt
     world: WorldSection = field(default_factory=WorldSection)
 
     def lora_root(self, stage: str) -> str:

@@ -18,12 +18,18 @@ from worldline.models.registry import save_model
 from worldline.recipes.builder import to_data
 from worldline.recipes.cards import card
 from worldline.recipes.networks import merged
+from worldline.recipes.sampling import sampler
 from worldline.recipes.workspace import Workspace
 from worldline.train.config import TrainConfig
+from worldline.train.diagnosis import Finding
+from worldline.train.health import Health
 from worldline.train.loop import Batches, Trainer
 
 # Settings that change how a run is watched and kept, not what it learns: no part of a stage's hash.
-HARMLESS = ("save_every", "save_minutes", "keep", "log_every", "threads", "recompute")
+HARMLESS = (
+    *("save_every", "save_minutes", "keep", "keep_best", "async_checkpoints", "log_every", "threads"),
+    *("recompute", "compile", "sharding", "keep_gathered", "sequence_parallel"),
+)
 
 
 def decisive(train: TrainConfig) -> dict[str, Any]:
@@ -57,8 +63,18 @@ def train(
             losses = "  ".join(f"{k} {v:.4g}" for k, v in last.items() if k.endswith("/loss"))
             bar.update(task, completed=step, total=steps, note=losses)
 
-        trainer = Trainer(method, data, config, directory / "train", device=device(), progress=progress)
+        def tell(finding: Finding) -> None:
+            bar.console.print(f"  {finding}", style="yellow", markup=False, highlight=False)
+
+        moving = tuple(getattr(method, "moving_roles", ()))
+        health = Health(ws.recipe.health, directory / "train", moving_roles=moving, tell=tell)
+        trainer = Trainer(
+            method, data, config, directory / "train", device=device(), progress=progress, observers=[health]
+        )
+        health.play = sampler(ws, stage, trainer, role)
         result = trainer.fit()
+        if result.finished:
+            health.finish(result.step)
     if not result.finished:
         raise KeyboardInterrupt
     model = method.roles[role]

@@ -172,7 +172,8 @@ def dead_camera(chart: Chart, step: int) -> Finding | None:
 def lost_critic(chart: Chart, step: int) -> Finding | None:
     """A critic whose loss ran away from its best."""
     loss = chart["mean_loss"]
-    if chart.role not in CRITICS or loss.count < 6:
+    # A discriminator's loss is no measure of its health: it rises where the student gets better.
+    if chart.role not in CRITICS or chart.role == "discriminator" or loss.count < 6:
         return None
     best, now = min(loss.first + loss.last), median(loss.last[-3:])
     if best <= 0 or now < RUNAWAY * best:

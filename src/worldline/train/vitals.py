@@ -32,9 +32,9 @@ class WeightProbe:
 
     @torch.no_grad()
     def read(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The sampled elements, fp32, of parameters by name; those that are not there are left out."""
+        """The sampled elements, fp32 on the host, of parameters by name; those that are not there are left out."""
         found = [local(values[n]).detach().reshape(-1)[:ELEMENTS].float() for n in self.names if n in values]
-        return torch.cat(found) if found else torch.zeros(0)
+        return torch.cat(found).cpu() if found else torch.zeros(0)
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -31,3 +31,12 @@ def test_a_chunkwise_backward_is_planned_in_less_memory(smallest, tmp_path):
     whole, one = planned("dmd"), planned("dmd", "stages.dmd.options.chunkwise_backward=true")
     assert one.memory["activations"] < whole.memory["activations"]
     assert whole.flops_per_step < one.flops_per_step < 1.2 * whole.flops_per_step
+
+
+def test_all_of_dmds_options_from_a_recipe(smallest, tmp_path):
+    options = "{gan_weight: 0.1, gan: {width: 8}, regression_weight: 0.1, critic_draws: 2, share_rollout: true, offload: [real]}"
+    overrides = [f"stages.dmd.options={options}", "stages.dmd.train.role_lr={discriminator: 1e-4}"]
+    run(load_recipe(smallest, overrides), tmp_path / "run", until="dmd")
+    assert load_model(tmp_path / "run/dmd/model").config.num_layers == 1
+    log = (tmp_path / "run/dmd/train/log.jsonl").read_text()
+    assert all(key in log for key in ("discriminator/roughness", "generator/regression", "generator/adversarial"))

@@ -40,3 +40,19 @@ def dmd_surrogate(generated: Tensor, grad: Tensor) -> Tensor:
     """0.5 mean (x - sg(x - g))^2, whose gradient with respect to x is g / numel."""
     target = (generated.detach().double() - grad.double()).detach()
     return 0.5 * (generated.double() - target).square().mean()
+
+
+def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """0.5 (E max(0, 1 - D(real)) + E max(0, 1 + D(fake))) of logits of any shape (arXiv:1705.02894, eq. 16)."""
+    return 0.5 * ((1 - real.float()).clamp_min(0).mean() + (1 + fake.float()).clamp_min(0).mean())
+
+
+def hinge_generator_loss(fake: Tensor) -> Tensor:
+    """-E D(fake) of logits of any shape (arXiv:1705.02894, eq. 17)."""
+    return -fake.float().mean()
+
+
+def surrogate(x: Tensor, grad: Tensor, value: Tensor) -> Tensor:
+    """A loss of value `value` whose gradient with respect to x is `grad`: for a term whose own graph is already gone."""
+    along = (x * grad.detach()).sum()
+    return value.detach() + along - along.detach()

@@ -33,6 +33,17 @@ def test_a_chunkwise_backward_is_planned_in_less_memory(smallest, tmp_path):
     assert whole.flops_per_step < one.flops_per_step < 1.2 * whole.flops_per_step
 
 
+def test_what_dmds_terms_cost_is_planned():
+    def flops(*options: str) -> float:
+        return planned("dmd", *(f"stages.dmd.options.{option}" for option in options)).flops_per_step
+
+    plain = flops()
+    assert flops("share_rollout=true") < plain
+    for dear in ("gan_weight=0.1", "regression_weight=0.1", "critic_draws=2"):
+        assert plain < flops(dear) < 2.5 * plain
+    assert flops("gan_weight=0.1", "gan.smoothness=0.0") < flops("gan_weight=0.1")
+
+
 def test_all_of_dmds_options_from_a_recipe(smallest, tmp_path):
     options = "{gan_weight: 0.1, gan: {width: 8}, regression_weight: 0.1, critic_draws: 2, share_rollout: true, offload: [real]}"
     overrides = [f"stages.dmd.options={options}", "stages.dmd.train.role_lr={discriminator: 1e-4}"]

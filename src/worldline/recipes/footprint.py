@@ -251,6 +251,20 @@ def _dmd_phases(options: DMDConfig, costs: Costs) -> list[Phase]:
         longest = max(n for n, _ in costs.chunks(T))
         rolled, rolled_residual, copies = costs.kept(longest), costs.residual(longest), costs.longest_copy(T)
         generating += exits.flops
+    if options.regression_weight > 0:  # its graph stands beside the rollout's
+        generating += costs.trained(costs.forced(T) + prompt)
+        forced = costs.kept(T, forced=True)
+        rolled, rolled_residual = (
+            (rolled[0] + forced[0], rolled[1] + forced[1]),
+            rolled_residual + costs.residual(2 * T),
+        )
+    if options.gan_weight > 0:  # a forward of the teacher and its way back to the clip
+        generating += 2 * score.flops
+    draws, made = options.critic_draws, (free + exits + prompt).flops
+    if options.share_rollout:
+        made *= 1 - 1 / options.critic_updates
+    judging = 2 + (options.gan.smoothness > 0)
+    adversary = [Phase("discriminator", "discriminator", judging * score.flops, working=2 * kept[1])]
     # The generator's update asks the real score twice, for guidance, and the fake one.
     return [
         Phase(
@@ -267,10 +281,11 @@ def _dmd_phases(options: DMDConfig, costs: Costs) -> list[Phase]:
         Phase(
             "critic",
             "fake",
-            (free + exits + prompt).flops + costs.trained(score),
-            kept=kept,
-            residual=residual,
+            made + draws * costs.trained(score),
+            kept=(draws * kept[0], draws * kept[1]),
+            residual=draws * residual,
         ),
+        *(adversary if options.gan_weight > 0 else []),
     ]
 
 

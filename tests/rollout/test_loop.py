@@ -154,3 +154,33 @@ def test_wrong_plans_are_named():
     with pytest.raises(WorldlineError, match="expected one of"):
         RolloutPlan.few_step(Visibility(chunk=1), steps=3)
     assert RolloutPlan.few_step(Visibility(chunk=1)).sigmas == pytest.approx([float(s) for s in few_step_sigmas()])
+
+
+@pytest.mark.parametrize("camera", ["none", "branch", "fused", "cross"])
+@pytest.mark.parametrize(("chunk", "window", "sink", "m"), [(1, 4, 0, 1), (3, 5, 1, 2), (3, 3, 0, 1), (2, None, 0, 1)])
+@torch.no_grad()
+def test_opening_is_committing_and_denoising(tiny_wan, tiny_text, cameras, camera, chunk, window, sink, m):
+    model, poses = tiny_wan(camera, motion=True), cameras(2, m + 2 * chunk)
+    visibility = Visibility(chunk=chunk, window=window, sink=sink, prefix=m)
+    plan = RolloutPlan.multi_step(visibility, 3, 1.5, solver="euler")
+    given, noise, calls = latents(m), latents(2 * chunk, seed=2), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+
+    def loop() -> ChunkLoop:
+        return ChunkLoop(model, plan, tiny_text(2), negative=tiny_text(2), cache="ring", capacity=m + 2 * chunk)
+
+    def then(loop: ChunkLoop, first: torch.Tensor) -> torch.Tensor:
+        loop.commit(first, poses[m : m + chunk])
+        return loop.denoise(noise[:, chunk:], poses[m + chunk :])
+
+    apart, joint = loop(), loop()
+    apart.commit(given, poses[:m])
+    wanted = apart.denoise(noise[:, :chunk], poses[m : m + chunk])
+    wanted_next = then(apart, wanted)
+    calls.clear()
+    found = joint.open(given, noise[:, :chunk], poses[: m + chunk])
+    fits = window is not None and m + chunk <= window
+    assert len(calls) == 2 * 3 + (0 if fits else 2)
+    assert joint.frames == m
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(then(joint, found), wanted_next, atol=1e-5, rtol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from worldline.schema import TimeGrid
@@ -33,6 +34,11 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def latent_channels(self) -> int:
         """Channels of a latent frame."""
+
+    def freeze(self, dtype: torch.dtype) -> Codec:
+        """Lay the weights out for inference in `dtype`, in place, where this codec gains by it; it can then no longer be
+        trained, saved or moved."""
+        return self
 
     @abstractmethod
     def encode(self, video: Tensor) -> Tensor:

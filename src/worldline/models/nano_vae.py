@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldline.models.codec import Codec
+from worldline.nn.packed import pack_convolutions
 from worldline.schema import ShapeError, TimeGrid
 
 
@@ -175,6 +176,15 @@ class NanoVAE(Codec):
     def latent_channels(self) -> int:
         """Channels of a latent frame."""
         return self.config.latent_channels
+
+    def freeze(self, dtype: torch.dtype) -> NanoVAE:
+        """Convolutions in bf16, in the order of a CPU's kernels; nothing in other types, nothing on other devices."""
+        if dtype == torch.bfloat16 and self.latent_std.device.type == "cpu":
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.bfloat16()
+            pack_convolutions(self)
+        return self.eval().requires_grad_(False)
 
     def encode_raw(self, video: Tensor) -> Tensor:
         """video [B, F, 3, h, w] -> un-normalised latents [B, T, C, h/8, w/8]. Raises where F is not stride n + 1."""

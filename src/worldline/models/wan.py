@@ -511,8 +511,8 @@ class WanModel(Backbone):
     ) -> Tensor:
         """x: [B, T, C, H, W] noised latents; sigma: [B, T]; cameras: of the same T frames; positions: [T] latent index of
         every frame (default: 0.., or following the cache); mask: which of the T frames sees which; cache: the clean past
-        (exclusive with mask); conditions: formed before, they stand for sigma, cameras and positions. Returns velocity
-        [B, T, C, H, W] in fp32."""
+        (with a mask, an empty one: the T frames are all there is); conditions: formed before, they stand for sigma, cameras
+        and positions. Returns velocity [B, T, C, H, W] in fp32."""
         B, T, _, H, W = x.shape
         _, ph, pw = self.config.patch_size
         if sigma.shape != (B, T):

@@ -1,4 +1,4 @@
-"""Linear layers whose weights lie as the CPU's bf16 kernels want them: ordered once, not in every call.
+"""Layers whose weights lie as the CPU's bf16 kernels want them: ordered once, not in every call.
 
 A stream multiplies few tokens (24 of a nano chunk) by every weight, so that bringing weights into order is much of the cost.
 """
@@ -31,7 +31,41 @@ class PackedLinear(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
 
-def packs(linear: nn.Linear) -> bool:
+class PackedConv2d(nn.Module):
+    """A convolution in bf16, without gradients, channels last. The best order of its weights depends on the size of the
+    picture: it is found at the first call with one."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.stride, self.dilation, self.groups = (
+            conv.weight.detach().bfloat16(), conv.stride, conv.dilation, conv.groups,
+        )  # fmt: skip
+        self.padding = [int(p) for p in conv.padding]
+        self.bias = None if conv.bias is None else conv.bias.detach().bfloat16()
+        self._ordered: dict[torch.Size, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, C, h, w]."""
+        x = x.to(torch.bfloat16, memory_format=torch.channels_last)
+        how = (self.padding, self.stride, self.dilation, self.groups)
+        if x.shape not in self._ordered:
+            ordered = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *how, x.shape)
+            self._ordered = {x.shape: ordered, **dict(list(self._ordered.items())[:3])}
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, self._ordered[x.shape], self.bias, *how, "none", [], "")
+        return y
+
+
+def packs(layer: nn.Linear | nn.Conv2d) -> bool:
     """Whether a layer can be packed: a bf16 weight on a CPU, for which this build of PyTorch has the kernels."""
-    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return known and linear.weight.device.type == "cpu" and linear.weight.dtype == torch.bfloat16
+    ops = ("_linear_pointwise", "_convolution_pointwise")
+    known = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, op) for op in ops)
+    return known and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.bfloat16
+
+
+def pack_convolutions(module: nn.Module) -> None:
+    """Replace every 2D convolution below `module` that can be packed."""
+    for name, child in module.named_children():
+        if type(child) is nn.Conv2d and packs(child):
+            setattr(module, name, PackedConv2d(child))
+        else:
+            pack_convolutions(child)

@@ -168,7 +168,8 @@ def _latency(ws: Workspace) -> dict[str, float]:
             played = player(ws, stage)
             # All as the engine streams: weights laid out and cast once.
             dtype = inference_dtype(played.device)
-            played = replace(played, model=played.model.freeze(dtype), bf16=dtype == torch.bfloat16)
+            model, codec = played.model.freeze(dtype), played.codec.freeze(dtype)
+            played = replace(played, model=model, codec=codec, bf16=dtype == torch.bfloat16)
             if kind != "ar_fewstep":
                 plan = RolloutPlan.multi_step(played.plan.visibility, steps, rollout.guidance)
                 played = replace(played, plan=plan)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from worldline.functional.flow import cfg
 from worldline.models.backbone import Backbone, TextContext
+from worldline.nn.attention import FrameMask
 from worldline.nn.kv_cache import BlockCache, KVCache, RingCache
 from worldline.rollout.denoise import denoise
 from worldline.rollout.plan import RolloutPlan
@@ -85,14 +86,53 @@ class ChunkLoop:
         """noise: [B, n, C, H, W] of the next n latent frames -> their x0. Never writes the cache."""
 
         self._ready = None  # weights may have changed since
+        return denoise(
+            self.plan,
+            noise,
+            lambda x, sigma: self._guided(x, sigma, cameras),
+            generator=generator,
+            exit_step=exit_step,
+            grad=grad,
+        )
+
+    @torch.no_grad()
+    def open(
+        self, x0: Tensor, noise: Tensor, cameras: Cameras | None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Commit the given first latents x0 [B, m, C, H, W] and denoise the first chunk, noise [B, n, C, H, W], under the
+        cameras of all m + n: what `commit` and `denoise` do, but in a stream the chunk's first step and the clean pass
+        are one pass, in which x0 does not see the chunk. The first frame of a world comes a pass sooner."""
+        m, frames = x0.shape[1], x0.shape[1] + noise.shape[1]
+        given, own = (None, None) if cameras is None else (cameras[:m], cameras[m:])
+        visibility = self.plan.visibility
+        # All frames of the one pass need slots of their own.
+        room = self._stream and not self.frames and frames <= (visibility.window or 0)
+        if not room:
+            self.commit(x0, given)
+            return self.denoise(noise, own, generator=generator)
+        self._ready = None
+        mask = FrameMask(visibility.frame_mask(frames), self.model.tokens_per_frame(*noise.shape[-2:]), "blocks")
 
         def predict(x: Tensor, sigma: float) -> Tensor:
-            vs = [
-                self._ask(x, sigma, text, cameras, cache) for text, cache in zip(self._texts, self._caches, strict=True)
-            ]
-            return vs[0] if len(vs) == 1 else cfg(vs[1], vs[0], self.plan.guidance)
+            if self.frames:
+                return self._guided(x, sigma, own)
+            levels = x.new_full((len(x), frames), sigma, dtype=torch.float32)
+            levels[:, :m] = 0.0
+            both, vs = torch.cat([x0.to(x.dtype), x], dim=1), []
+            for text, cache in zip(self._texts, self._caches, strict=True):
+                vs.append(self.model(both, levels, text, cameras=cameras, mask=mask, cache=cache)[:, m:])
+                cache.advance(m)
+            return self._mixed(vs)
 
-        return denoise(self.plan, noise, predict, generator=generator, exit_step=exit_step, grad=grad)
+        return denoise(self.plan, noise, predict, generator=generator)
+
+    def _guided(self, x: Tensor, sigma: float, cameras: Cameras | None) -> Tensor:
+        """Velocity under the plan's guidance."""
+        past = zip(self._texts, self._caches, strict=True)
+        return self._mixed([self._ask(x, sigma, text, cameras, cache) for text, cache in past])
+
+    def _mixed(self, vs: list[Tensor]) -> Tensor:
+        return vs[0] if len(vs) == 1 else cfg(vs[1], vs[0], self.plan.guidance)
 
     def _ask(self, x: Tensor, sigma: float, text: TextContext, cameras: Cameras | None, cache: KVCache) -> Tensor:
         """Velocity [B, n, C, H, W] at one noise level of the plan."""
@@ -181,12 +221,17 @@ def generate(
         )
     if (T - given) % visibility.chunk:
         raise WorldlineError(f"{T - given} latents to generate do not divide into chunks of {visibility.chunk}")
-    if prefix is not None:
+    training = grad or exit_step is not None
+    if prefix is not None and training:
         loop.commit(prefix, None if cameras is None else cameras[:given])
     for start in range(given, T, visibility.chunk):
         frames = slice(start, start + visibility.chunk)
         view = None if cameras is None else cameras[frames]
-        x0 = loop.denoise(noise[:, frames], view, generator=generator, exit_step=exit_step, grad=grad)
+        if prefix is not None and start == given and not training:
+            all_views = None if cameras is None else cameras[: frames.stop]
+            x0 = loop.open(prefix, noise[:, frames], all_views, generator=generator)
+        else:
+            x0 = loop.denoise(noise[:, frames], view, generator=generator, exit_step=exit_step, grad=grad)
         yield x0
         if frames.stop < T:
             loop.commit(x0, view)

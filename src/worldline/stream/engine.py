@@ -118,6 +118,7 @@ class Engine:
             ),
         )
         engine.model.freeze(getattr(torch, engine.dtype))
+        engine.codec.freeze(getattr(torch, engine.dtype))
         if threads is not None:
             torch.set_num_threads(threads)
         elif engine.device.type == "cpu" and warm:

@@ -75,6 +75,13 @@ def test_a_healthy_run_is_left_in_peace(tiny_wan, tmp_path, kind):
     assert not found, [str(f) for f in watch.findings]
 
 
+def test_a_healthy_discriminator_is_left_in_peace(tiny_wan, tmp_path):
+    method, data = build("dmd", tiny_wan, tmp_path, gan_weight=0.01)
+    found, watch = watched(tmp_path, method, data, steps=10)
+    assert "discriminator" in method.roles
+    assert not found, [str(f) for f in watch.findings]
+
+
 @pytest.mark.parametrize("camera", ["branch", "plucker", "cross"])
 def test_branches_that_start_silent_are_left_in_peace(tiny_wan, tmp_path, camera):
     model = tiny_wan(camera, motion=True, actions=10)

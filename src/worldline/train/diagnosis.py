@@ -18,7 +18,7 @@ STILL = 0.02  # share of sampled weights below which a role, or an average, coun
 RUNAWAY = 2.5  # times its best loss at which a critic is lost
 FADED = 0.05  # share of its largest value at which the distillation gradient has faded
 DRIFT = math.log(1.6)  # log ratio of contrast between the last and the first third of a rollout
-DRIFT_LEVEL = 1.0  # standard deviations that the level of a rollout may wander
+DRIFT_LEVEL = 0.6  # standard deviations that the level of a rollout may wander
 FLICKER = 2.5  # times the truth's unsteadiness, and times the stage's own at its start
 
 

@@ -184,7 +184,7 @@ def test_operations_of_a_step_follow_its_passes():
 
 
 def test_a_rollout_denoises_half_its_steps_without_gradients():
-    recipe = load_recipe("nano-demo", ["rollout.window=null", "rollout.steps=4"])
+    recipe = load_recipe("nano-demo", ["rollout.window=null", "rollout.steps=4", "stages.ode.options.steps=4"])
     costs = Costs(recipe, recipe.stages["dmd"], cameras=True, on_cpu=False)
     one = [forward_flops(costs.config, 1, S, n).flops for n in range(1, 10)]  # chunk n sees n latents
     free, exits = costs.rollout(9)
@@ -195,15 +195,27 @@ def test_a_rollout_denoises_half_its_steps_without_gradients():
 def test_hours_are_operations_over_speed():
     one, eight = stage("camera"), stage("camera", devices=8)
     assert one.seconds == pytest.approx(one.flops_per_step * one.steps / (1000e12 * 0.4))
-    assert eight.global_batch == 8 * one.global_batch
-    assert eight.seconds == pytest.approx(one.seconds), "eight times the samples on eight times the devices"
+    assert eight.global_batch == one.global_batch
+    assert eight.seconds == pytest.approx(one.seconds / 8), "the same samples on eight times the devices"
 
 
 def test_small_global_batches_are_warned_of():
     assert "below 16" in stage("camera", "nano-demo", "stages.camera.train.batch_size=8").warnings[0]
     assert "accumulation=2" in stage("camera", "nano-demo", "stages.camera.train.batch_size=8").warnings[0]
     assert not stage("camera").warnings
-    assert not stage("camera", "nano-demo", "stages.camera.train.batch_size=8", devices=2).warnings
+    assert "below 16" in stage("camera", "nano-demo", "stages.camera.train.batch_size=8", devices=2).warnings[0]
+
+
+def test_devices_share_samples_and_what_can_be_cut_of_the_weights():
+    one, eight = (stage("camera", "wan-1.3b", devices=n).memory for n in (1, 8))
+    for kind in ("weights", "optimizer", "gradients", "ema"):
+        assert eight[kind] == pytest.approx(one[kind] / 8), kind
+    assert eight["activations"] == one["activations"], "one sample at a time on each"
+    muon = [stage("camera", "nano-demo", "stages.camera.train.optimizer=muon", devices=n).memory for n in (1, 2)]
+    assert muon[1]["weights"] == muon[0]["weights"]
+    assert muon[1]["activations"] == pytest.approx(muon[0]["activations"] / 2)
+    with pytest.raises(WorldlineError, match="do not divide"):
+        stage("camera", "wan-1.3b", devices=5)
 
 
 def mended(gigabytes: float, *overrides: str) -> tuple[str, ...]:

@@ -45,11 +45,6 @@ CASES: dict[str, tuple[WanConfig, tuple[int, int, int, int], Visibility]] = {
         (1, 20, 16, 24),
         Visibility(chunk=4),
     ),
-    "quarter-width Wan, 20 latents of 220 tokens, chunks of 4": (
-        replace(QUARTER, num_layers=1, text_len=64, camera="fused"),
-        (1, 20, 22, 40),
-        Visibility(chunk=4),
-    ),
 }
 
 

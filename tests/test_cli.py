@@ -12,6 +12,7 @@ from worldline.cli import main
 COMMANDS = [
     "demo",
     "run",
+    "launch",
     "plan",
     "play",
     "generate",

@@ -53,7 +53,7 @@ def test_wan_recipes_take_everything_from_the_user(name, recipes):
     assert None not in (recipe.data.path, recipe.codec.path, recipe.base.path, recipe.text.path)
     assert recipe.model.config().in_channels in {v.latent_channels for v in WAN_VAE_VARIANTS.values()}
     assert recipe.rollout.prefix == 1, "a world starts from one image"
-    batch = {s.train.batch_size * s.train.accumulation * (8 if "-node" in name else 1) for s in recipe.stages.values()}
+    batch = {s.train.batch_size * s.train.accumulation for s in recipe.stages.values()}
     assert batch <= {16, 32, 64}, "the global batches of minWM and Causal-Forcing, and the least that works"
     check_streamable(recipe.rollout.visibility())
     assert all((s.lora is not None) == ("-small" in name) for s in recipe.stages.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -112,3 +114,22 @@ def unequal_exit(run: str) -> None:
 
     Rng.shared = lambda self, stream: torch.Generator().manual_seed(3 + 2 * dist.rank())
     train(run, "dmd")
+
+
+def in_turn(runs: list[tuple[str, str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Trainings in given directories, one after the other: (directory, kind, options)."""
+    return [train(run, kind, **options) for run, kind, options in runs]
+
+
+def signalled(run: str) -> list[tuple[bool, int]]:
+    """Rank 1 alone is asked to stop at step 3; then all go on. (finished, step) of both attempts."""
+
+    def ask(step: int, steps: int, last: dict[str, float]) -> None:
+        if step == 3 and dist.rank() == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    ends = []
+    for progress in (ask, None):
+        result = Trainer(method("finetune"), Clips(), config(steps=6), run, progress=progress).fit()
+        ends.append((result.finished, result.step))
+    return ends

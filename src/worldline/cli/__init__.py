@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
-from worldline.cli import bench, convert, data, demo, generate, plan, play, run, shelf
+from worldline.cli import bench, convert, data, demo, generate, launch, plan, play, run, shelf
 
 EPILOG = """\
 examples:
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     top.add_argument("--version", action="store_true", help="print the version and leave")
     subcommands = top.add_subparsers(metavar="COMMAND")
-    for module in (demo, run, plan, play, generate, bench, data, convert, shelf):
+    for module in (demo, run, launch, plan, play, generate, bench, data, convert, shelf):
         module.add(subcommands)
     return top
 
@@ -69,6 +70,8 @@ def _say(message: str, code: int) -> int:
     from rich.console import Console
     from rich.text import Text
 
+    if code == 130 and int(os.environ.get("RANK", "0")) > 0:
+        return code  # the first process says it for all
     label = Text("stopped " if code == 130 else "error ", style="bold yellow" if code == 130 else "bold red")
     Console(stderr=True, highlight=False, soft_wrap=True).print(label + Text(message))
     return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ EXAMPLES = """\
   worldline run runs/mine --from ode             redo ODE and all stages after it
   worldline run my.yaml --fork runs/mine --run-dir runs/other --set stages.camera.train.lr=1e-4
                                                  another run that takes over every stage the change leaves alone
+  worldline run my.yaml --nproc 8                on eight processes (accelerators) of this machine, which train as one
   worldline run my.yaml --print                  show the resolved recipe and stages, run nothing
 """
 
@@ -33,6 +35,11 @@ def add(subcommands: Subcommands) -> None:
     add_overrides(sub)
     sub.add_argument("--run-dir", type=Path, metavar="DIR", help="where stages write (default: runs/<recipe name>)")
     sub.add_argument("--fork", type=Path, metavar="DIR", help="take over finished, equal stages of another run")
+    sub.add_argument("--nproc", type=int, default=1, metavar="N", help="processes that train together (default: 1)")
+    sub.add_argument("--restarts", type=int, default=1, metavar="N", help="restarts after a lost process (default: 1)")
+    sub.add_argument(
+        "--no-preflight", dest="preflight", action="store_false", help="start even if the plan says it will not fit"
+    )
     sub.add_argument("--print", dest="show", action="store_true", help="show the resolved recipe and its stages only")
 
 
@@ -40,26 +47,64 @@ def main(args: argparse.Namespace) -> int:
     """Run."""
     from rich.console import Console
 
+    from worldline import dist
+    from worldline.cli.launch import again
     from worldline.recipes.load import load_recipe
     from worldline.recipes.pipeline import run
+    from worldline.schema import WorldlineError
 
-    console = Console()
+    if args.nproc < 1 or args.restarts < 0:
+        raise WorldlineError(f"--nproc {args.nproc} --restarts {args.restarts}: expected at least 1 and 0")
     recipe, run_dir = Path(args.recipe), args.run_dir
     if (recipe / "recipe.yaml").is_file():
         recipe, run_dir = recipe / "recipe.yaml", run_dir or recipe
     resolved = load_recipe(recipe if recipe.is_file() else args.recipe, args.overrides)
     run_dir = run_dir or Path("runs") / resolved.name
+    console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)
     if args.show:
         return show(console, resolved, run_dir)
-    result = run(
-        resolved, run_dir, from_=args.from_, until=args.until, fork=args.fork, progress=ConsoleProgress(console)
-    )
+    if args.preflight and not dist.launched():
+        check(console, resolved, args.nproc, args.until)
+    if args.nproc > 1 and not dist.launched():
+        return again(args.nproc, given(args, run_dir), restarts=args.restarts)
+    dist.start()
+    try:
+        result = run(
+            resolved, run_dir, from_=args.from_, until=args.until, fork=args.fork, progress=ConsoleProgress(console)
+        )
+    finally:
+        dist.stop()
     console.print(
         f"[bold]{run_dir}[/]: {len(result.records)} stages, {duration(sum(r.seconds for r in result.records))}"
     )
     if result.report is not None:
         console.print(f"report: {result.report}")
     return 0
+
+
+def check(console: Console, recipe: Recipe, processes: int, until: str | None) -> None:
+    """What each stage will take on this machine, before anything is loaded. Raises DoesNotFitError."""
+    from rich.table import Table
+
+    from worldline.cli.plan import count, hours
+    from worldline.recipes.preflight import preflight
+
+    plan = preflight(recipe, processes, until=until)
+    table = Table(
+        "stage", "trained", "batch", "steps", "GiB a process", "about", box=None, header_style="dim", style="dim"
+    )
+    for stage in plan.stages:
+        figures = (count(stage.trained), str(stage.global_batch), f"{stage.steps:,}", f"{stage.peak / 2**30:.1f}")
+        table.add_row(stage.name, *figures, hours(stage.seconds))
+    console.print(table)
+
+
+def given(args: argparse.Namespace, run_dir: Path) -> list[str]:
+    """The command line of what was asked, for each of several processes."""
+    optional = {"--from": args.from_, "--until": args.until, "--fork": args.fork}
+    words = [str(word) for name, value in optional.items() if value is not None for word in (name, value)]
+    overrides = [word for override in args.overrides for word in ("--set", override)]
+    return ["run", args.recipe, "--run-dir", str(run_dir), *words, *overrides, "--nproc", str(args.nproc)]
 
 
 def show(console: Console, recipe: Recipe, run_dir: Path) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from worldline import dist
 from worldline.data.dataset import ClipDataset
 from worldline.data.encode import to_video
 from worldline.functional.warp import yaw_of
@@ -80,6 +81,12 @@ def codec(ws: Workspace, directory: Path) -> dict[str, float]:
     model = _initial(ws)
     windows = PixelWindows(ws.clips().split("train"), section.frames, section.model.stride)
     last = train(ws, "codec", Autoencoding(section.options, model), "model", windows, section.train, directory)
+    dist.on_main(lambda: _normalise(windows, directory))
+    return last
+
+
+def _normalise(windows: PixelWindows, directory: Path) -> None:
+    """Give the trained codec the statistics of its latents."""
     trained = load_model(directory / "model").to(device())
     if not isinstance(trained, NanoVAE):
         raise TypeError(f"{directory} holds a {type(trained).__name__}")
@@ -87,4 +94,3 @@ def codec(ws: Workspace, directory: Path) -> dict[str, float]:
     mean, std = latent_statistics(trained, [to_video(windows.pixels[i][None]).to(device()) for i in some.tolist()])
     trained.load_state_dict({**trained.state_dict(), "latent_mean": mean, "latent_std": std})
     save_model(trained.cpu(), directory / "model")
-    return last

@@ -6,9 +6,11 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from worldline import dist
 from worldline.recipes.builder import RecipeError, did_you_mean
 from worldline.recipes.store import StageRecord, StageStore, content_hash
 
@@ -41,6 +43,7 @@ class Node:
     of: str = ""  # the stage this node belongs to in `from` and `until` (default: itself)
     may_fail: bool = False  # a failure is recorded and the run goes on (evaluations must not lose a training)
     always: bool = False  # cheap, and reads more than its inputs say (the report)
+    together: bool = False  # of several processes all take part, not rank 0 alone (training)
     family: str = ""  # work of the same family goes on in the same directory though its hash changed (more maps)
 
     @property
@@ -107,26 +110,50 @@ def execute(
     fork: another run whose finished stages of the same hash are taken over. Raises RecipeError where `from_` needs a
     stage that is not done, Interrupted on Ctrl-C, StageError where the work fails.
     """
-    progress = progress or Quiet()
+    progress = progress if progress is not None and dist.is_main() else Quiet()
     wanted, (afresh, reach) = hashes(nodes), select(nodes, from_, until)
-    records = []
-    for node in (n for n in nodes if n.name in reach):
+
+    def finished(node: Node) -> StageRecord | None:
+        """The record of a node that need not run."""
         digest = wanted[node.name]
         if node.name in afresh:
             store.shelve(node.name)
         elif store.done(node.name, digest) or (fork is not None and store.adopt(node.name, digest, fork)):
-            record = store.read(node.name)
-            if record is not None and not node.always:
-                progress.skipped(node, record)
-                records.append(record)
-                continue
+            return None if node.always else store.read(node.name)
         elif afresh and not node.may_fail:
             raise RecipeError(
                 f"--from {from_}: the earlier stage '{node.name}' is not finished with these options; "
                 f"run without --from, or from '{node.stage}'"
             )
-        records.append(_run(node, digest, {**node.external, **{i: wanted[i] for i in node.inputs}}, store, progress))
+        return None
+
+    records = []
+    for node in (n for n in nodes if n.name in reach):
+        record = dist.share(dist.on_main(partial(finished, node)))
+        if record is not None:
+            progress.skipped(node, record)
+        else:
+            inputs = {**node.external, **{i: wanted[i] for i in node.inputs}}
+            work = partial(_run, node, wanted[node.name], inputs, store, progress)
+            if not node.together:
+                record = dist.on_main(work)
+            elif dist.is_main():
+                record = work()
+            else:
+                _join(node, store)
+            record = dist.share(record)
+            assert record is not None, "rank 0 has one"
+        records.append(record)
     return records
+
+
+def _join(node: Node, store: StageStore) -> None:
+    """Take part in a node's work, of which rank 0 keeps the record."""
+    dist.barrier()
+    try:
+        node.work(store.directory(node.name))
+    except KeyboardInterrupt as error:
+        raise Interrupted(node.name) from error
 
 
 def _run(node: Node, digest: str, inputs: dict[str, str], store: StageStore, progress: Progress) -> StageRecord:
@@ -141,6 +168,8 @@ def _run(node: Node, digest: str, inputs: dict[str, str], store: StageStore, pro
     progress.started(node, resumed)
     before, begin = record.seconds, time.monotonic()
     try:
+        if node.together:
+            dist.barrier()  # its directory is there
         record.losses = node.work(store.directory(node.name))
         record.status = "done"
     except KeyboardInterrupt as error:

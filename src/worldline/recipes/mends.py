@@ -10,6 +10,7 @@ from worldline.methods.ode import ODEConfig
 from worldline.recipes.devices import Device
 from worldline.recipes.footprint import Costs, assess
 from worldline.recipes.schema import LoRASection, StageSection
+from worldline.train.parallel import shares
 
 
 def key(name: str) -> str:
@@ -24,18 +25,30 @@ class Mend:
     text: str
     section: Callable[[StageSection], StageSection] = lambda section: section
     setting: Mapping[str, Any] = field(default_factory=dict)
+    devices: int = 0  # that train together; 0 is as planned
+
+
+def spread(section: StageSection, devices: int) -> dict[str, Any]:
+    """What `devices` that train together change of a stage's setting: fewer samples each, and parts of the weights where
+    they can be cut. Raises WorldlineError where samples do not divide."""
+    train = section.train
+    dp = max(1, devices // train.sequence_parallel)
+    batch, micros = shares(train, dp)
+    cut = section.lora is None and train.optimizer != "muon" and train.sharding != "replicate"
+    return {"batch": batch, "accumulation": micros // dp, "shards": devices if cut else 1}
 
 
 def mends(name: str, costs: Costs, device: Device, devices: int) -> list[str]:
     """What would make a stage fit, cheapest first: options of a recipe; where they do not do, what is not there yet."""
 
     def fits(changes: Iterable[Mend]) -> bool:
-        section, setting = costs.section, dict[str, Any]()
+        section, setting, together = costs.section, dict[str, Any](), devices
         for change in changes:
             section, setting = change.section(section), setting | dict(change.setting)
-        return device.holds(assess(costs.of(section), setting).peak)
+            together = change.devices or together
+        return device.holds(assess(costs.of(section), spread(section, together) | setting).peak)
 
-    here, missing = _options(name, costs.section), _missing(devices)
+    here, missing = _options(name, costs.section, devices), _missing()
     for some in _growing(here):
         if fits(some):
             return [m.text for m in some]
@@ -70,7 +83,7 @@ def _growing(options: list[Mend]) -> Iterator[list[Mend]]:
     yield from (options[:n] for n in range(2, len(options) + 1))
 
 
-def _options(name: str, section: StageSection) -> list[Mend]:
+def _options(name: str, section: StageSection, devices: int) -> list[Mend]:
     """What a recipe can say."""
     at, train, options = key(name), section.train, section.options
 
@@ -95,13 +108,12 @@ def _options(name: str, section: StageSection) -> list[Mend]:
         lora = LoRASection(rank=32, targets="all-linear")
         text = f"--set {at}.lora.rank=32 --set {at}.lora.targets=all-linear (adapters on frozen weights; wants a higher lr)"
         found.append(Mend(text, lambda s: replace(s, lora=lora)))
+    several = 8
+    if devices < several and not train.batch_size * train.accumulation % several and train.optimizer != "muon":
+        found.append(Mend(f"--nproc {several} (as many devices, the weights spread over them)", devices=several))
     return found
 
 
-def _missing(devices: int) -> list[Mend]:
+def _missing() -> list[Mend]:
     """What the trainer cannot do yet."""
-    several = devices if devices > 1 else 8
-    return [
-        Mend("8-bit moments", setting={"small_moments": True}),
-        Mend(f"states sharded over {several} devices", setting={"shards": several}),
-    ]
+    return [Mend("8-bit moments", setting={"small_moments": True})]

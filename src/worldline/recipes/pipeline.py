@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from worldline import dist
 from worldline.data.encode import FORMAT
 from worldline.models.registry import weights_hash
 from worldline.recipes import codec, conversion, measuring, results, sources
@@ -51,6 +52,7 @@ def _sources(recipe: Recipe, ws: Workspace) -> list[Node]:
                 from_data,
                 partial(codec.codec, ws),
                 external={**ws.external("data"), **ws.initial("codec")},
+                together=True,
             )
         )
     nodes.append(
@@ -70,7 +72,8 @@ def _sources(recipe: Recipe, ws: Workspace) -> list[Node]:
             "latents": recipe.base.latents or recipe.data.latents,
             "model": to_data(recipe.model.config("none")),
         }
-        nodes.append(Node("base", config, ("encode",), partial(conversion.base, ws), external=ws.initial("base")))
+        work = partial(conversion.base, ws)
+        nodes.append(Node("base", config, ("encode",), work, external=ws.initial("base"), together=True))
     return nodes
 
 
@@ -92,7 +95,7 @@ def _conversion(recipe: Recipe, ws: Workspace) -> list[Node]:
             **(ws.external("base") if "base" in sources else {}),
             **{directory: weights_hash(ws.model_dir(directory)) for directory in elsewhere},
         }
-        nodes.append(Node(name, config, inputs, partial(conversion.stage, ws, name), external=external))
+        nodes.append(Node(name, config, inputs, partial(conversion.stage, ws, name), external=external, together=True))
         if recipe.evaluate.every_stage:
             nodes.append(_evaluation(recipe, ws, name))
     return nodes
@@ -177,7 +180,7 @@ def run(
     nodes = plan(recipe, run_dir)
     if "world" in select(nodes, from_, until)[1]:
         check_streamable(recipe.rollout.visibility())
-    save_recipe(recipe, run_dir / "recipe.yaml")
+    dist.on_main(lambda: save_recipe(recipe, run_dir / "recipe.yaml"))
     try:
         records = execute(
             nodes,

@@ -13,7 +13,7 @@ from worldline.recipes.costs import (
 )
 from worldline.recipes.devices import Device
 from worldline.recipes.footprint import Assessment, Costs, Role, assess, clip_of
-from worldline.recipes.mends import key, mends, shorter
+from worldline.recipes.mends import key, mends, shorter, spread
 from worldline.recipes.schema import Recipe, StageSection
 from worldline.schema import WorldlineError
 
@@ -98,11 +98,6 @@ def plan_recipe(recipe: Recipe, device: Device, *, devices: int = 1, utilisation
         _stage(recipe, name, section, device, devices, share, clips, latent) for name, section in sections.items()
     )
     notes = []
-    if devices > 1:
-        notes.append(
-            f"training on {devices} devices together is not available yet (the trainer averages no gradients across "
-            f"processes): these figures are for when it is; today use 1 device and {devices} times the accumulation"
-        )
     if recipe.codec.path is None:
         notes.append("training the codec (stage codec) is not part of this plan")
     return RecipePlan(
@@ -140,8 +135,8 @@ def _stage(
 ) -> StagePlan:
     train, options = section.train, section.options
     costs = Costs(recipe, section, cameras=name != "base", on_cpu=device.name == "cpu")
-    found = assess(costs)
-    samples = train.batch_size * train.accumulation * devices
+    found = assess(costs, spread(section, devices))
+    samples = train.batch_size * train.accumulation
     per_step = samples * sum(p.flops / p.every for p in found.updates)
     ode = options if isinstance(options, ODEConfig) else None
     solved = min(ode.clips, clips or ode.clips) if ode else 0
@@ -157,7 +152,7 @@ def _stage(
     if samples < SMALLEST_BATCH:
         warnings.append(
             f"global batch {samples} is below {SMALLEST_BATCH}: minWM found camera control unstable at 8 and absent under 4 "
-            f"(arXiv:2605.30263); set {key(name)}.train.accumulation={ceil(SMALLEST_BATCH / (train.batch_size * devices))}"
+            f"(arXiv:2605.30263); set {key(name)}.train.accumulation={ceil(SMALLEST_BATCH / train.batch_size)}"
         )
     advice = [] if fits else mends(name, costs, device, devices)
     if not fits and (fewer := shorter(costs, device)):
@@ -171,7 +166,8 @@ def _stage(
         phase=found.phase,
         flops_per_step=per_step,
         once_flops=once,
-        seconds=(per_step * train.steps + once) / (devices * device.tflops * 1e12 * utilisation),
+        # The teacher's trajectories are solved by one of them.
+        seconds=(per_step * train.steps / devices + once) / (device.tflops * 1e12 * utilisation),
         steps=train.steps,
         global_batch=samples,
         disk=disk,

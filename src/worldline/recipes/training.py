@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
 
+from worldline import dist
 from worldline.methods.base import Method
 from worldline.models.backbone import Backbone
 from worldline.models.codec import Codec
 from worldline.models.lora import LoRARole
-from worldline.models.registry import save_model
+from worldline.models.registry import build_model, kind_of, save_model
 from worldline.recipes.builder import to_data
 from worldline.recipes.cards import card
 from worldline.recipes.networks import merged
@@ -23,7 +25,8 @@ from worldline.recipes.workspace import Workspace
 from worldline.train.config import TrainConfig
 from worldline.train.diagnosis import Finding
 from worldline.train.health import Health
-from worldline.train.loop import Batches, Trainer
+from worldline.train.loop import Batches, Result, Trainer
+from worldline.train.parallel import sharded
 
 # Settings that change how a run is watched and kept, not what it learns: no part of a stage's hash.
 HARMLESS = (
@@ -56,7 +59,8 @@ def train(
     """
     config = replace(config, seed=stage_seed(ws.recipe.seed, stage, config.seed))
     columns = (TextColumn("  step"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}")) as bar:
+    ending = (TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"))
+    with Progress(*columns, *ending, disable=not dist.is_main()) as bar:
         task = bar.add_task("", total=config.steps, note="")
 
         def progress(step: int, steps: int, last: dict[str, float]) -> None:
@@ -77,11 +81,20 @@ def train(
             health.finish(result.step)
     if not result.finished:
         raise KeyboardInterrupt
-    model = method.roles[role]
+    weights = trainer.trained_state(role)
+    dist.on_main(lambda: _keep(ws, stage, method.roles[role], weights, result, directory))
+    return result.last
+
+
+def _keep(
+    ws: Workspace, stage: str, model: nn.Module, weights: dict[str, Tensor], result: Result, directory: Path
+) -> None:
+    """Save what was trained as a model of its own."""
     assert isinstance(model, (Backbone, Codec)), "stages train registered models"
-    model.load_state_dict(trainer.trained_state(role))
+    if sharded(model):
+        model = build_model(kind_of(model), asdict(model.config))
+    model.load_state_dict(weights)
     if isinstance(model, LoRARole):
         model = merged(ws, stage, model, directory)
     losses = {k: v for k, v in result.last.items() if k.endswith("/loss")}
     save_model(model, directory / "model", card(ws, stage, steps=result.step, seconds=result.seconds, losses=losses))
-    return result.last

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from worldline.schema import WorldlineError
 
+LAST = ("optimizers.pt", ".metadata")  # what one process, and what several, write when all else is there
+
 
 def save_checkpoint(
     root: Path,
@@ -63,7 +65,9 @@ def _logged(path: Path) -> dict[str, float]:
 
 def checkpoints(root: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    return sorted(p for p in root.glob("step-*") if (p / "state.json").is_file())
+    return sorted(
+        p for p in root.glob("step-*") if (p / "state.json").is_file() and any((p / f).is_file() for f in LAST)
+    )
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict[str, Any]]:

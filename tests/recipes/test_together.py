@@ -16,6 +16,8 @@ from worldline.recipes.pipeline import run
 from worldline.schema import WorldlineError
 from worldline.train.log import read_log
 
+pytestmark = pytest.mark.timeout(900)  # several processes on a busy machine wait for each other
+
 STAGES = ("camera", "ar", "ode", "cd", "dmd")
 
 

@@ -20,6 +20,7 @@ from worldline.methods.dmd import DMDConfig
 from worldline.methods.finetune import FinetuneConfig
 from worldline.methods.ode import OdeBatch, ODEConfig
 from worldline.methods.teacher_forcing import TeacherForcingConfig
+from worldline.models.lora import AdaptedLinear, LoRARole, add_lora
 from worldline.models.wan import WanConfig, WanModel
 from worldline.rollout.plan import RolloutPlan
 from worldline.schema import TextEmbedding
@@ -59,6 +60,13 @@ class Clips:
 
 def method(kind: str, camera: str = "fused") -> Method:
     nets = [wan(camera, seed) for seed in range(3)]
+    if kind == "dmd by adapters":
+        for name in ("student", "critic"):
+            add_lora(nets[0], 2, targets="attention", adapter=name)
+        for seed, adapted in enumerate((m for m in nets[0].modules() if isinstance(m, AdaptedLinear)), start=7):
+            randomise(adapted, seed)
+        roles = [LoRARole(nets[0], name) for name in ("student", None, "critic")]
+        return DMDConfig(critic_updates=2).build(*roles, RolloutPlan.few_step(VISIBLE), EMPTY)
     if kind == "finetune":
         return FinetuneConfig().build(nets[0], EMPTY)
     if kind == "teacher_forcing":
@@ -67,7 +75,8 @@ def method(kind: str, camera: str = "fused") -> Method:
         return ODEConfig(euler_steps=4).build(nets[0], VISIBLE)
     if kind == "consistency":
         return ConsistencyConfig(grid_steps=8).build(nets[0], nets[1], VISIBLE, EMPTY)
-    return DMDConfig(critic_updates=2).build(*nets, RolloutPlan.few_step(VISIBLE), EMPTY)
+    options = DMDConfig(critic_updates=2, chunkwise_backward=kind == "dmd by chunks")
+    return options.build(*nets, RolloutPlan.few_step(VISIBLE), EMPTY)
 
 
 class Gradients(Silent):
@@ -80,6 +89,9 @@ class Gradients(Silent):
         own = update.roles[update.role].named_parameters()
         kept = {k: whole(p.grad).clone() for k, p in own if p.grad is not None}
         self.seen[f"{update.step}/{update.phase}"] = kept
+        for name, module in update.roles.items():
+            if name != update.role:
+                assert all(p.grad is None for p in module.parameters()), f"{update.phase} left a gradient in {name}"
 
 
 def config(**changes: Any) -> TrainConfig:

@@ -17,7 +17,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "worldline.train.loop", "worldline.methods.dmd"])
 
 
-def together(processes: int, job: Callable[..., Any], *args: Any, limit: float = 150.0) -> list[Any]:
+def together(processes: int, job: Callable[..., Any], *args: Any, limit: float = 900.0) -> list[Any]:
     """job(*args) in `processes` processes of one group; what each returned, by rank. An exception is returned, not raised."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -54,7 +54,7 @@ def _child(folder: str, rank: int, processes: int, port: int, job: Callable[...,
 
     torch.set_num_threads(1)
     try:
-        dist.start(timeout=60)
+        dist.start(timeout=600)
         result = job(*args)
         dist.stop()
     except Exception as error:

@@ -11,6 +11,8 @@ from tests.train.processes import together
 from worldline.schema import WorldlineError
 from worldline.train.parallel import shares
 
+pytestmark = pytest.mark.timeout(900)  # several processes on a busy machine wait for each other
+
 
 def same(one: dict[str, Any], several: list[dict[str, Any]], what: str, tolerance: float = 2e-5) -> None:
     """Logged losses and norms, every gradient of every update, and averages, of every rank."""
@@ -33,7 +35,7 @@ def same(one: dict[str, Any], several: list[dict[str, Any]], what: str, toleranc
 def test_two_data_parallel_processes_are_one(tmp_path):
     cases: list[tuple[str, dict[str, Any]]] = [(kind, {}) for kind in KINDS]
     cases += [("dmd", {"keep_gathered": True, "recompute": True}), ("teacher_forcing", {"sharding": "replicate"})]
-    cases += [("finetune", {"optimizer": "muon"})]
+    cases += [("finetune", {"optimizer": "muon"}), ("dmd by adapters", {}), ("dmd by chunks", {})]
     found = together(2, train_all, str(tmp_path), cases)
     for number, (case, one) in enumerate(zip(cases, alone(cases), strict=True)):
         same(one, [of_rank[number] for of_rank in found], str(case))
@@ -51,7 +53,10 @@ def test_sequence_parallel_processes_are_one(tmp_path):
 
 
 def test_both_axes_and_recomputed_blocks_on_four_processes(tmp_path):
-    cases = [("dmd", {"sequence_parallel": 2, "recompute": True}), ("teacher_forcing", {"sequence_parallel": 4})]
+    cases = [
+        ("dmd by chunks", {"sequence_parallel": 2, "recompute": True}),
+        ("teacher_forcing", {"sequence_parallel": 4}),
+    ]
     found = together(4, train_all, str(tmp_path), cases)
     plain = [(kind, {**options, "sequence_parallel": 1}) for kind, options in cases]
     for number, (case, one) in enumerate(zip(cases, alone(plain), strict=True)):

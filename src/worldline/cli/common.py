@@ -19,11 +19,17 @@ Main = Callable[[argparse.Namespace], int | None]
 
 
 def command(
-    subcommands: Subcommands, name: str, main: Main, summary: str, examples: str = ""
+    subcommands: Subcommands,
+    name: str,
+    main: Main,
+    summary: str,
+    examples: str = "",
+    aliases: tuple[str, ...] = (),
 ) -> argparse.ArgumentParser:
     """A subcommand whose help ends with examples."""
     sub: argparse.ArgumentParser = subcommands.add_parser(
         name,
+        aliases=aliases,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
         epilog=f"examples:\n{examples}" if examples else None,

@@ -28,7 +28,8 @@ EXAMPLES = """\
 
 def add(subcommands: Subcommands) -> None:
     """Register the subcommand."""
-    sub = command(subcommands, "run", main, "run a recipe's stages in order, skipping what is done", EXAMPLES)
+    summary = "run a recipe's stages in order, skipping what is done"
+    sub = command(subcommands, "run", main, summary, EXAMPLES, aliases=("train",))
     sub.add_argument("recipe", metavar="RECIPE", help="library name, path to a .yaml, or a run directory to go on with")
     sub.add_argument("--from", dest="from_", metavar="STAGE", help="redo this stage and all after it")
     sub.add_argument("--until", metavar="STAGE", help="stop after this stage")

@@ -35,7 +35,9 @@ def spread(section: StageSection, devices: int) -> dict[str, Any]:
     dp = max(1, devices // train.sequence_parallel)
     batch, micros = shares(train, dp)
     cut = section.lora is None and train.optimizer != "muon" and train.sharding != "replicate"
-    return {"batch": batch, "accumulation": micros // dp, "shards": devices if cut else 1}
+    share: dict[str, Any] = {"batch": batch, "accumulation": micros // dp}
+    # Networks that are cut are fp32 throughout, frozen ones as well.
+    return share | ({"shards": devices, "half": False} if cut and devices > 1 else {})
 
 
 def mends(name: str, costs: Costs, device: Device, devices: int) -> list[str]:

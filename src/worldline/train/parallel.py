@@ -7,6 +7,7 @@ transformer blocks, and what Muon trains, which needs whole matrices.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from math import gcd
 
@@ -63,6 +64,8 @@ class Parallel:
         """Spread a role's weights as the config says; whether they are sharded now. Raises WorldlineError."""
         if self.mesh is None or not self._may_shard(role, module, trained):
             return False
+        # Losses never change a network's output in place, which is what this warns of.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         module.float()  # a group's weights have one type; bf16 ones of frozen roles are exact in fp32, cut into parts
         reshard = not self.cfg.keep_gathered
         for block in blocks_of(module):
@@ -83,7 +86,7 @@ class Parallel:
             why = "it has no transformer blocks"
         if why and self.cfg.sharding == "full":
             raise WorldlineError(f"train.sharding is full, but role {role} cannot be sharded: {why}; set it to auto")
-        return not why and self.cfg.optimizer != "muon"
+        return not why and self.cfg.optimizer != "muon"  # its frozen networks too: a target lies as its student does
 
     def settle(self) -> None:
         """Drop gathered weights, which the sharded ones have left behind or are about to."""

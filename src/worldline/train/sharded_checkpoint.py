@@ -75,7 +75,8 @@ class ShardWriter:
             return
         if self._group is None:
             self._group = torch.distributed.new_group(backend="gloo")
-        copied = {name: tensor.clone() for name, tensor in tensors.items()}
+        # What lies in host memory already is not copied by DCP, and training goes on changing it.
+        copied = {name: t.clone() if t.device.type == "cpu" else t for name, t in tensors.items()}
         running = dcp.async_save(copied, checkpoint_id=self._aside(step), process_group=self._group)
         assert isinstance(running, Future)
         self._running = (running, step, state)

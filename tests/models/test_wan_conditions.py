@@ -56,9 +56,11 @@ def test_a_loop_equals_one_that_forms_everything_in_every_step(tiny_wan, tiny_te
     monkeypatch.setattr(type(model), "conditions", Backbone.conditions)
     plain, often = play()
     torch.testing.assert_close(ready, plain, atol=1e-5, rtol=1e-5)
-    chunks, passes = 4, len(plan.sigmas) + 1
-    assert few == 1 + chunks * -(-passes // LEVELS)  # the prefix, then a table for every LEVELS levels of a chunk
-    assert often == (1 + chunks * len(plan.sigmas) + chunks - 1) * (2 if plan.guidance != 1.0 else 1)
+    chunks, passes, guides = 4, len(plan.sigmas) + 1, 2 if plan.guidance != 1.0 else 1
+    # The pass that the start shares forms its own; then a table for every LEVELS levels of a chunk, and one for the first
+    # commit, which comes with other camera objects than the first chunk's.
+    assert few == guides + chunks * -(-passes // LEVELS) + 1
+    assert often == (chunks * len(plan.sigmas) + chunks - 1) * guides
 
 
 @torch.no_grad()

@@ -64,6 +64,15 @@ def test_the_whole_chain_makes_a_world_and_runs_once(smallest, tmp_path):
     assert session.step(Controls.still(4)).shape == (4, 32, 32, 3)
     assert str(tmp_path) not in (assets / "world/card.json").read_text(), "where parts lay is nobody's business"
 
+    mixed = bundle(tmp_path / "run", tmp_path / "mixed", average=("ar", 0.25))
+    key = "patch_embedding.weight"
+    world, ar, found = (
+        load_model(p).state_dict()[key] for p in (result.world, tmp_path / "run/ar/model", mixed / "world")
+    )
+    torch.testing.assert_close(found, 0.75 * world + 0.25 * ar, atol=1e-2, rtol=1e-2)
+    assert not torch.equal(found, load_model(assets / "world").state_dict()[key])
+    assert json.loads((mixed / "world/card.json").read_text())["average"] == {"ar": 0.25}
+
     # Every stage moved the weights it started from.
     digests = [weights_hash(tmp_path / "run" / stage / "model") for stage in ["base", *STAGES]]
     assert len(set(digests)) == len(digests)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldline.schema import TimeGrid
+from worldline.schema import ShapeError, TimeGrid
 
 
 class Codec(nn.Module, ABC):
@@ -51,6 +51,17 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def decode_stream(self, latents: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Decode the next latents of a stream; returns (video, state)."""
+
+    def _check_video(self, video: Tensor) -> None:
+        s = self.spatial
+        if video.ndim != 5 or video.shape[2] != 3:
+            raise ShapeError(f"video {tuple(video.shape)}: expected [B, F, 3, h, w]")
+        h, w = video.shape[3:]
+        if h % s or w % s or not h * w:
+            raise ShapeError(
+                f"video of {h} x {w} pixels: expected a height and a width divisible by {s}; crop or resize it to "
+                f"{max(s, h - h % s)} x {max(s, w - w % s)}"
+            )
 
     def state_after(self, latents: Tensor) -> Any:
         """The state of a stream that has decoded `latents` [B, T, C, H, W] from its start."""

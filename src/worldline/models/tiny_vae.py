@@ -167,15 +167,7 @@ class TinyVAE(Codec):
         three frames past the time grid. Data for training come from the full autoencoder, which does not.
         Raises ShapeError where h or w does not divide, WorldlineError where F is not 4n + 1.
         """
-        s = self.spatial
-        if video.ndim != 5 or video.shape[2] != 3:
-            raise ShapeError(f"video {tuple(video.shape)}: expected [B, F, 3, h, w]")
-        h, w = video.shape[3:]
-        if h % s or w % s or not h * w:
-            raise ShapeError(
-                f"video of {h} x {w} pixels: expected a height and a width divisible by {s}; crop or resize it to "
-                f"{max(s, h - h % s)} x {max(s, w - w % s)}"
-            )
+        self._check_video(video)
         self.grid.latent_frames(video.shape[1])
         x = F.pixel_unshuffle((video + 1) / 2, self.config.patch)
         x = torch.cat([x, x[:, -1:].expand(-1, 3, -1, -1, -1)], dim=1)

@@ -164,17 +164,6 @@ class WanVAE(Codec):
         mean, std = both[:, :, None, None].unbind()
         return mean, std
 
-    def _check_video(self, video: Tensor) -> None:
-        s = self.spatial
-        if video.ndim != 5 or video.shape[2] != 3:
-            raise ShapeError(f"video {tuple(video.shape)}: expected [B, F, 3, h, w]")
-        h, w = video.shape[3:]
-        if h % s or w % s or not h * w:
-            raise ShapeError(
-                f"video of {h} x {w} pixels: expected a height and a width divisible by {s}; crop or resize it to "
-                f"{max(s, h - h % s)} x {max(s, w - w % s)}"
-            )
-
     def _check_latents(self, latents: Tensor) -> None:
         if latents.ndim != 5 or latents.shape[2] != self.latent_channels or not latents.numel():
             raise ShapeError(

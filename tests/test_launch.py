@@ -17,7 +17,7 @@ from worldline.recipes.preflight import DoesNotFitError, preflight
 def test_torchrun_starts_the_same_command_with_restarts_that_find_each_other():
     command, environment = elastic(3, ["-m", "worldline.cli", "run", "nano"], restarts=2)
     assert command[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "--max-restarts=2"]
-    assert command[6:] == ["-m", "worldline.cli", "run", "nano"]
+    assert command[6:] == ["-m", "--", "worldline.cli", "run", "nano"]
     assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 
 

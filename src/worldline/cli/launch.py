@@ -52,7 +52,10 @@ def elastic(processes: int, arguments: list[str], *, restarts: int) -> tuple[lis
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     start = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    return [sys.executable, "-m", "torch.distributed.run", *start, *arguments], environment
+    module = arguments[:1] if arguments[0] == "-m" else []
+    # Options after `--` are not torchrun's, whatever they are short for there.
+    command = [sys.executable, "-m", "torch.distributed.run", *start, *module, "--", *arguments[len(module) :]]
+    return command, environment
 
 
 def again(processes: int, argv: list[str], *, restarts: int) -> int:

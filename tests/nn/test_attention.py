@@ -65,3 +65,16 @@ def test_a_mask_over_tokens_is_refused():
         FrameMask(torch.ones(2, 3, dtype=torch.bool), TOKENS)
     with pytest.raises(ShapeError, match="float32"):
         FrameMask(torch.ones(2, 2), TOKENS)
+
+
+@pytest.mark.parametrize("rows", [512, 16])
+def test_bf16_attention_by_products_is_right_in_every_piece(rows, monkeypatch):
+    monkeypatch.setattr("worldline.nn.attention.ROWS", rows)
+    monkeypatch.setattr("worldline.nn.attention.FEW", 4)
+    g = torch.Generator().manual_seed(0)
+    # As the model hands them over: heads split out of the width, not contiguous.
+    q, k, v = (torch.randn(2, n, 3, 16, generator=g).bfloat16().transpose(1, 2) for n in (39, 50, 50))
+    wanted = reference(q.double(), k.double(), v.double())
+    got = attention(q, k, v)
+    assert got.dtype == torch.bfloat16
+    assert (got.double() - wanted).norm() / wanted.norm() < 0.01

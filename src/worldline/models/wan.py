@@ -26,7 +26,7 @@ from worldline.functional.rays import plucker_rays
 from worldline.functional.rope import apply_rope, rope_angles
 from worldline.models.backbone import Backbone, TextContext
 from worldline.nn.attention import FrameMask, attention
-from worldline.nn.camera import CameraMatrices, act, block_diagonal
+from worldline.nn.camera import CameraMatrices, act, block_diagonal, on_first_dims
 from worldline.nn.kv_cache import KVCache, Stream
 from worldline.nn.layers import (
     FeedForward,
@@ -157,14 +157,14 @@ class Attention(nn.Module):
         q, k, q_rope, k_rope, v = self.project(x, rope)
         cam = seen.cameras
         if self.camera == "fused" and cam is not None:
-            k_rope, v = act(torch.cat([k_rope, v], dim=-2), cam.key).chunk(2, dim=-2)
-            out = act(seen.attend((layer, "main"), act(q_rope, cam.query), k_rope, v), cam.out)
+            q, k, v = act(q_rope, cam.query), act(k_rope, cam.key), act(v, cam.key)
+            out = act(seen.attend((layer, "main"), q, k, v), cam.out)
         else:
             out = seen.attend((layer, "main"), q_rope, k_rope, v)
         out = self.to_out[0](out.flatten(2))
         if self.camera == "branch" and cam is not None:
-            k, v = act(torch.cat([k, v], dim=-2), cam.key).chunk(2, dim=-2)
-            view = act(seen.attend((layer, "camera"), act(q, cam.query), k, v), cam.out)
+            q, k, v = act(q, cam.query), act(k, cam.key), act(v, cam.key)
+            view = act(seen.attend((layer, "camera"), q, k, v), cam.out)
             out = out + self.prope_o(view.flatten(2))
         return out
 
@@ -447,7 +447,7 @@ class WanModel(Backbone):
         _, ph, pw = self.config.patch_size
         matrices = camera_tokens = rays = None
         if cameras is not None and self.config.camera in ("branch", "fused"):
-            matrices = CameraMatrices.from_cameras(cameras, self.config.head_dim, self.config.camera_dims)
+            matrices = CameraMatrices.from_cameras(cameras, self.config.camera_dims)
         elif cameras is not None and self.config.camera == "plucker":
             with torch.autocast(like.device.type, enabled=False):
                 rays = plucker_rays(cameras.w2c.float(), cameras.K.float(), H, W)
@@ -548,11 +548,11 @@ class WanModel(Backbone):
     def reanchor(self, cache: KVCache, world: Tensor) -> None:
         """Move the cache to a new world frame: world [B, 4, 4] maps old to new world points, so P_new^-1 = world P^-1."""
         carrier = {"fused": "main", "branch": "camera"}.get(self.config.camera)
-        matrix = block_diagonal(world.mT[:, None], self.config.head_dim, self.config.camera_dims)  # one for all tokens
+        matrix = block_diagonal(world.mT[:, None], self.config.camera_dims)  # one for all tokens
 
         def move(stream: Stream, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             if stream[1] != carrier:
                 return k, v
-            return k @ matrix.to(k.dtype), v @ matrix.to(v.dtype)
+            return on_first_dims(k, matrix), on_first_dims(v, matrix)
 
         cache.transform(move)

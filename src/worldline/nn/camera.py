@@ -19,9 +19,9 @@ from worldline.schema import Cameras
 
 @dataclass(frozen=True)
 class CameraMatrices:
-    """Per latent frame, [B, T, Dh, Dh] each: what queries, keys and values, and outputs are multiplied by (on the right).
+    """Per latent frame, [B, T, Dc, Dc] each: what queries, keys and values, and outputs are multiplied by (on the right).
 
-    P (image from world) acts on every group of four of the head dims that carry the camera, the identity on the rest:
+    P (image from world) acts on every group of four of the first Dc dims of a head, which carry the camera:
     q P, k P^-T, v P^-T, o P^T, so that attention sees q_i^T P_i P_j^-1 k_j and hands out P_i P_j^-1 v_j.
     """
 
@@ -30,28 +30,33 @@ class CameraMatrices:
     out: Tensor
 
     @staticmethod
-    def from_cameras(cameras: Cameras, head_dim: int, share: int) -> CameraMatrices:
-        """share: head dims that carry the camera, a multiple of four. Formed in fp32, whatever the compute type, and
+    def from_cameras(cameras: Cameras, share: int) -> CameraMatrices:
+        """share: Dc, head dims that carry the camera, a multiple of four. Formed in fp32, whatever the compute type, and
         handed out in it, so that no layer converts them again."""
         device = cameras.w2c.device.type
         half = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if half else torch.float32
         with torch.autocast(device, enabled=False):
             P, P_inv = projection_matrices(cameras.w2c.float(), cameras.K.float())
-            spread = partial(block_diagonal, head_dim=head_dim, share=share)
+            spread = partial(block_diagonal, size=share)
             return CameraMatrices(*(spread(M).to(dtype) for M in (P, P_inv.mT, P.mT)))
 
 
-def block_diagonal(matrix: Tensor, head_dim: int, share: int) -> Tensor:
-    """matrix [..., 4, 4] -> [..., Dh, Dh]: `share / 4` copies along the diagonal, then ones."""
-    carrying = torch.arange(head_dim // 4, device=matrix.device) < share // 4  # [G]
-    identity = torch.eye(4, dtype=matrix.dtype, device=matrix.device)
-    blocks = torch.where(carrying, matrix[..., None], identity[..., None])  # [..., 4, 4, G]
-    return torch.diag_embed(blocks).movedim((-4, -3), (-3, -1)).flatten(-2).flatten(-3, -2)
+def block_diagonal(matrix: Tensor, size: int) -> Tensor:
+    """matrix [..., 4, 4] -> [..., size, size]: size / 4 copies along the diagonal."""
+    copies = matrix[..., None].expand(*matrix.shape, size // 4)  # [..., 4, 4, G]
+    return torch.diag_embed(copies).movedim((-4, -3), (-3, -1)).flatten(-2).flatten(-3, -2)
 
 
 def act(x: Tensor, matrix: Tensor) -> Tensor:
-    """x [B, T * S, N, Dh] times matrix [B, T, Dh, Dh], frame by frame, in x's type (the matrices are formed in fp32)."""
+    """x [B, T * S, N, Dh] times matrix [B, T, Dc, Dc], frame by frame, in x's type (the matrices are formed in fp32)."""
     B, T = matrix.shape[:2]
     rows = x.reshape(B * T, -1, x.shape[-1])  # all tokens and heads of a frame
-    return torch.bmm(rows, matrix.flatten(0, 1).to(x.dtype)).view(x.shape)
+    return on_first_dims(rows, matrix.flatten(0, 1)).view(x.shape)
+
+
+def on_first_dims(x: Tensor, matrix: Tensor) -> Tensor:
+    """x [..., L, Dh], whose first Dc dims are multiplied by matrix [..., Dc, Dc]; the others stay."""
+    share = matrix.shape[-1]
+    carried = x[..., :share] @ matrix.to(x.dtype)
+    return carried if share == x.shape[-1] else torch.cat([carried, x[..., share:]], dim=-1)

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldline.models.codec import Codec
-from worldline.nn.packed import pack_convolutions
+from worldline.nn.packed import ConvReLU, pack_convolutions
 from worldline.schema import ShapeError, TimeGrid
 
 
@@ -39,11 +39,11 @@ class ResBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        self.conv1, self.conv2 = ConvReLU(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x + self.conv2(self.conv1(F.relu(x)))
 
 
 class Encoder(nn.Module):
@@ -76,13 +76,14 @@ class Motion(nn.Module):
     two cells sideways and one up or down (a cost volume) are an input. Starts at rest.
     """
 
-    SHIFTS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-2, -1, 0, 1, 2))
+    REACH = (1, 2)  # cells up and down, and sideways
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.mix = nn.Conv2d(width + len(self.SHIFTS), width, 3, padding=1)
-        self.hidden = nn.Conv2d(width, width, 3, padding=1)
+        up, side = self.REACH
+        self.mix = ConvReLU(width + (2 * up + 1) * (2 * side + 1), width, 3, padding=1)
+        self.hidden = ConvReLU(width, width, 3, padding=1)
         self.out = nn.Conv2d(width, 2 * stride, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         assert self.out.bias is not None
@@ -91,13 +92,11 @@ class Motion(nn.Module):
     def forward(self, features: Tensor, now: Tensor, before: Tensor) -> Tensor:
         """features [N, W, H, W'], latents now and before [N, C, H, W'] -> displacement [N, 2 stride, H, W'] in shares of
         half the picture, x then y of every frame."""
-        H, W = now.shape[-2:]
-        padded = F.pad(before, (2, 2, 1, 1), mode="replicate")
-        costs = [
-            (now - padded[..., 1 + dy : 1 + dy + H, 2 + dx : 2 + dx + W]).square().mean(dim=1) for dy, dx in self.SHIFTS
-        ]
-        h = torch.cat([features, torch.stack(costs, dim=1).to(features.dtype)], dim=1)
-        return self.out(F.relu(self.hidden(F.relu(self.mix(h)))))
+        (H, W), (up, side) = now.shape[-2:], self.REACH
+        padded = F.pad(before, (side, side, up, up), mode="replicate")
+        shifted = padded.unfold(2, H, 1).unfold(3, W, 1)  # [N, C, 2 up + 1, 2 side + 1, H, W'], a view
+        costs = (now[:, :, None, None] - shifted).square().mean(dim=1).flatten(1, 2)
+        return self.out(self.hidden(self.mix(torch.cat([features, costs.to(features.dtype)], dim=1))))
 
 
 def displaced(frames: Tensor, field: Tensor) -> Tensor:

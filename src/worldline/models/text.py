@@ -23,6 +23,8 @@ class HashTextEncoder:
         self.dim, self.length = dim, length
         self.fingerprint = f"hash-v1-{dim}x{length}"
         self._words: dict[str, torch.Tensor] = {}
+        angles = torch.arange(length)[:, None] / 100 ** torch.linspace(0, 1, dim // 2)
+        self._places = 0.5 * torch.cat([angles.cos(), angles.sin()], dim=-1)  # [length, dim]
 
     def _word(self, word: str) -> torch.Tensor:
         if word not in self._words:
@@ -30,17 +32,12 @@ class HashTextEncoder:
             self._words[word] = torch.randn(self.dim, generator=torch.Generator().manual_seed(seed))
         return self._words[word]
 
-    def _position(self, index: int) -> torch.Tensor:
-        angle = index / 100 ** torch.linspace(0, 1, self.dim // 2)
-        return torch.cat([angle.cos(), angle.sin()])
-
     def encode(self, prompts: list[str]) -> TextEmbedding:
         """prompts: B strings. Words past `length` - 1 are cut, as every encoder of fixed context does."""
         tokens = torch.zeros(len(prompts), self.length, self.dim)
         mask = torch.zeros(len(prompts), self.length, dtype=torch.bool)
         for b, prompt in enumerate(prompts):
             words = ["<begin>", *_WORD.findall(prompt.lower())][: self.length]
-            for i, word in enumerate(words):
-                tokens[b, i] = self._word(word) + 0.5 * self._position(i)
+            tokens[b, : len(words)] = torch.stack([self._word(word) for word in words]) + self._places[: len(words)]
             mask[b, : len(words)] = True
         return TextEmbedding(tokens, mask, self.fingerprint)

@@ -26,7 +26,7 @@ from worldline.functional.rays import plucker_rays
 from worldline.functional.rope import apply_rope, rope_angles
 from worldline.models.backbone import Backbone, TextContext
 from worldline.nn.attention import FrameMask, attention
-from worldline.nn.camera import CameraMatrices, act, block_diagonal, on_first_dims
+from worldline.nn.camera import CameraMatrices, act, block_diagonal
 from worldline.nn.kv_cache import KVCache, Stream
 from worldline.nn.layers import (
     FeedForward,
@@ -38,7 +38,7 @@ from worldline.nn.layers import (
     sinusoidal_embedding,
 )
 from worldline.nn.packed import PackedLinear, packs
-from worldline.nn.ulysses import heads_for_tokens, tokens_for_heads
+from worldline.nn.ulysses import divides_heads, every_token, heads_for_tokens, tokens_for_heads
 from worldline.schema import Cameras, ShapeError, TextEmbedding, WorldlineError
 
 MOTION_SCALE = 10.0  # brings a latent's usual motion (0.14 rad, 0.08 units) to order one
@@ -181,14 +181,18 @@ class Seen:
 
     def attend(self, stream: Stream, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """softmax(q k^T / sqrt(Dh)) v over the visible keys. All [B, L, N, Dh]."""
-        if dist.sequence() > 1:
+        shared = dist.sequence() > 1
+        by_heads = shared and divides_heads(q.shape[-2])
+        if by_heads:
             q, k, v = tokens_for_heads(torch.stack([q, k, v]), self.frames).unbind(0)
+        elif shared:
+            k, v = every_token(torch.stack([k, v]), self.frames).unbind(0)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         if self.cache is not None:
             k, v = self.cache.attend(stream, k, v, self.frames)
         out = attention(q, k, v) if self.mask is None else self.mask.attend(q, k, v)
         out = out.transpose(1, 2)
-        return heads_for_tokens(out, self.frames) if dist.sequence() > 1 else out
+        return heads_for_tokens(out, self.frames) if by_heads else out
 
 
 class Modulation(NamedTuple):
@@ -456,11 +460,6 @@ class WanModel(Backbone):
             camera_tokens = self.camera_embedder(cameras)
         cos, sin = self.rope(positions, H // ph, W // pw)
         if dist.sequence() > 1:
-            if self.config.num_heads % dist.sequence():
-                raise WorldlineError(
-                    f"{self.config.num_heads} heads do not divide over {dist.sequence()} sequence parallel processes; choose "
-                    f"sequence_parallel among the divisors of {self.config.num_heads}"
-                )
             frames = len(positions)
             cos, sin = (dist.own_tokens(x.unflatten(0, (frames, -1)), 1).flatten(0, 1) for x in (cos, sin))
             rays = None if rays is None else dist.own_tokens(rays, 2)
@@ -553,6 +552,7 @@ class WanModel(Backbone):
         def move(stream: Stream, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             if stream[1] != carrier:
                 return k, v
-            return on_first_dims(k, matrix), on_first_dims(v, matrix)
+            moved = (act(x.transpose(1, 2), matrix).transpose(1, 2) for x in (k, v))  # all tokens as of one frame
+            return next(moved), next(moved)
 
         cache.transform(move)

@@ -49,14 +49,9 @@ def block_diagonal(matrix: Tensor, size: int) -> Tensor:
 
 
 def act(x: Tensor, matrix: Tensor) -> Tensor:
-    """x [B, T * S, N, Dh] times matrix [B, T, Dc, Dc], frame by frame, in x's type (the matrices are formed in fp32)."""
-    B, T = matrix.shape[:2]
+    """x [B, T * S, N, Dh] times matrix [B, T, Dc, Dc], frame by frame, in x's type (the matrices are formed in fp32). The
+    dims of a head past the first Dc stay."""
+    B, T, share = matrix.shape[:3]
     rows = x.reshape(B * T, -1, x.shape[-1])  # all tokens and heads of a frame
-    return on_first_dims(rows, matrix.flatten(0, 1)).view(x.shape)
-
-
-def on_first_dims(x: Tensor, matrix: Tensor) -> Tensor:
-    """x [..., L, Dh], whose first Dc dims are multiplied by matrix [..., Dc, Dc]; the others stay."""
-    share = matrix.shape[-1]
-    carried = x[..., :share] @ matrix.to(x.dtype)
-    return carried if share == x.shape[-1] else torch.cat([carried, x[..., share:]], dim=-1)
+    carried = torch.bmm(rows[..., :share], matrix.flatten(0, 1).to(x.dtype))
+    return (carried if share == x.shape[-1] else torch.cat([carried, rows[..., share:]], dim=-1)).view(x.shape)

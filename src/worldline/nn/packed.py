@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Activation = Literal["none", "gelu"]
+Activation = Literal["none", "relu", "gelu"]
 ROWS = 24  # tokens of a nano chunk: weights are ordered for about so many; other numbers work, somewhat slower
 
 
@@ -31,12 +31,21 @@ class PackedLinear(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
 
+class ConvReLU(nn.Conv2d):
+    """relu(convolution), which packed is one pass over the picture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, C, h, w]."""
+        return super().forward(x).relu()
+
+
 class PackedConv2d(nn.Module):
-    """A convolution in bf16, without gradients, channels last. The best order of its weights depends on the size of the
+    """A convolution (with its relu) in bf16, without gradients, channels last. The best order of its weights depends on the size of the
     picture: it is found at the first call with one."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
+        self.activation: Activation = "relu" if isinstance(conv, ConvReLU) else "none"
         self.weight, self.stride, self.dilation, self.groups = (
             conv.weight.detach().bfloat16(), conv.stride, conv.dilation, conv.groups,
         )  # fmt: skip
@@ -51,7 +60,8 @@ class PackedConv2d(nn.Module):
         if x.shape not in self._ordered:
             ordered = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *how, x.shape)
             self._ordered = {x.shape: ordered, **dict(list(self._ordered.items())[:3])}
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, self._ordered[x.shape], self.bias, *how, "none", [], "")
+        weight = self._ordered[x.shape]
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *how, self.activation, [], "")
         return y
 
 
@@ -65,7 +75,7 @@ def packs(layer: nn.Linear | nn.Conv2d) -> bool:
 def pack_convolutions(module: nn.Module) -> None:
     """Replace every 2D convolution below `module` that can be packed."""
     for name, child in module.named_children():
-        if type(child) is nn.Conv2d and packs(child):
+        if type(child) in (nn.Conv2d, ConvReLU) and packs(child):
             setattr(module, name, PackedConv2d(child))
         else:
             pack_convolutions(child)

@@ -40,8 +40,8 @@ class ConvReLU(nn.Conv2d):
 
 
 class PackedConv2d(nn.Module):
-    """A convolution (with its relu) in bf16, without gradients, channels last. The best order of its weights depends on the size of the
-    picture: it is found at the first call with one."""
+    """A convolution (with its relu) in bf16, without gradients, channels last. The best order of its weights depends on the
+    size of the picture: it is found at the first call with one."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from tests.conftest import randomise
 from tests.models.test_umt5 import tiny_tokenizer
 from tests.recipes.conftest import write_dataset
 from tests.tiny_world import tiny_wan_vae
+from worldline.cli import main
 from worldline.methods.base import Rng
 from worldline.models.registry import load_model, save_model
 from worldline.models.wan import WanConfig, WanModel
@@ -110,6 +111,41 @@ def test_its_world_plays_its_starts_without_the_text_encoder(adapted, brought, t
     (world / "world.json").write_text(json.dumps({**described, "text": {**described["text"], "fingerprint": "other"}}))
     with pytest.raises(WorldlineError, match="this world was made with other"):
         Engine.load(world, threads=1, warm=False).session(start, prompt="a blue door")
+
+
+@pytest.mark.parametrize("mode", ["few-step", "ar", "bidirectional"])
+def test_its_run_makes_videos_in_every_mode(mode, adapted, brought, tmp_path, monkeypatch):
+    """From a prompt or a picture along a string, poses or a key log; a seed is a file, to the byte."""
+    from PIL import Image
+
+    monkeypatch.setenv(ENVIRONMENT, str(brought / "text"))
+    _, run_dir = adapted
+    trained = {"few-step": "dmd", "ar": "ar", "bidirectional": "camera"}[mode]
+    few = ["--steps", "2"] if mode != "few-step" else []
+    said = ["--mode", mode, "--weights", str(run_dir / trained / "model"), *few, "--scale", "2"]
+    noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "picture.png")
+    poses = np.tile(np.eye(4), (4, 1, 1))
+    poses[:, 2, 3] = 0.08 * np.arange(4)
+    (tmp_path / "poses.json").write_text(json.dumps(poses.tolist()))
+    (tmp_path / "keys.csv").write_text("w\n" * 6 + "w left\n" * 6)
+
+    def video(*argv: str) -> bytes:
+        out = tmp_path / "out.mp4"
+        assert main(["generate", "--model", str(run_dir), *said, *argv, "--out", str(out)]) == 0
+        return out.read_bytes()
+
+    walk = ["--trajectory", "w*3"]
+    first = video(*walk)
+    assert video(*walk) == first, "the same seed"
+    assert video("--trajectory", str(tmp_path / "poses.json")) == first, "the same walk in other words"
+    others = [
+        video(*walk, "--seed", "1"),
+        video(*walk, "--prompt", "a red door"),
+        video(*walk, "--overlay"),
+        video("--trajectory", str(tmp_path / "keys.csv"), "--start", str(tmp_path / "picture.png")),
+    ]
+    assert len({first, *others}) == 5
 
 
 def test_prompts_are_encoded_once_and_stay_what_they_were(adapted, brought):

@@ -21,3 +21,10 @@ def test_a_clip_keeps_its_frames_and_rate(tmp_path):
     np.testing.assert_allclose([g.mean() for g in got], [f.mean() for f in frames], atol=4)
     with pytest.raises(ShapeError, match="uint8"):
         write_mp4([np.zeros((4, 4, 3))], tmp_path / "no.mp4")
+
+
+def test_equal_frames_make_equal_files(tmp_path):
+    blocks = np.random.default_rng(0).integers(0, 255, (8, 8, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+    frames = [np.roll(blocks, 3 * i, axis=1) for i in range(13)]
+    files = {write_mp4(frames, tmp_path / f"{i}.mp4").read_bytes() for i in range(12)}
+    assert len(files) == 1

@@ -11,7 +11,8 @@ from worldline.schema import ShapeError
 
 
 def write_mp4(frames: Iterable[np.ndarray], path: str | Path, fps: float = 16.0, scale: int = 1) -> Path:
-    """Encode uint8 [H, W, 3] frames as H.264, enlarged `scale` times. Raises ShapeError on another kind of frame."""
+    """Encode uint8 [H, W, 3] frames as H.264, enlarged `scale` times: equal frames make equal files. Raises ShapeError on
+    another kind of frame."""
     from fractions import Fraction
 
     import av
@@ -27,8 +28,12 @@ def write_mp4(frames: Iterable[np.ndarray], path: str | Path, fps: float = 16.0,
                 stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
                 stream.height, stream.width = frame.shape[0] * scale, frame.shape[1] * scale
                 stream.pix_fmt, stream.options = "yuv420p", {"crf": "16"}
+                # On several threads x264 looks ahead as far as its frames happen to have come, and bytes vary.
+                stream.codec_context.thread_count = 1
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            container.mux(stream.encode(picture.reformat(stream.width, stream.height, interpolation="BICUBIC")))
+            # To the stream's own format here: the encoder's conversion leaves what lies beside the picture undefined.
+            picture = picture.reformat(stream.width, stream.height, format="yuv420p", interpolation="BICUBIC")
+            container.mux(stream.encode(picture))
         if stream is not None:
             container.mux(stream.encode())
     return path

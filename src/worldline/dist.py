@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -144,6 +144,34 @@ def on_main(work: Callable[[], T]) -> T | None:
     return found
 
 
+def everywhere(work: Callable[[], T]) -> T:
+    """`work()` on every process, however long each takes. A failure on one is an error on all, once all have ended."""
+    if world_size() == 1:
+        return work()
+    found: T | None = None
+    error: BaseException | None = None
+    try:
+        found = work()
+    except BaseException as problem:
+        error = problem
+    failures: list[str | None] = [None] * world_size()
+    own = None if error is None else f"{type(error).__name__}: {error}"
+    dist.all_gather_object(failures, own, group=_patient())
+    if error is not None:
+        raise error
+    failed = [
+        f"rank {r} failed, the others stop with it: {text}" for r, text in enumerate(failures) if text is not None
+    ]
+    if failed:
+        raise WorldlineError(failed[0])
+    return cast(T, found)
+
+
+def own_share(items: Sequence[T]) -> list[T]:
+    """This process's part of work that rank 0 knows (its `items` count): every n-th item of n processes."""
+    return list(share(list(items)))[rank() :: world_size()]
+
+
 def largest(values: Sequence[float]) -> list[float]:
     """Elementwise maximum over all processes, on the host."""
     if world_size() == 1:
@@ -215,6 +243,12 @@ def all_tokens(x: Tensor, dim: int) -> Tensor:
     return out
 
 
+def everyones_tokens(x: Tensor, dim: int) -> Tensor:
+    """As `all_tokens`, where each process goes on to something of its own: what all of them send back is added up."""
+    out: Tensor = _Everyones.apply(x, dim)
+    return out
+
+
 def swap(x: Tensor, split: int, join: int) -> Tensor:
     """Ulysses' exchange: cut `split` into as many parts as the group has processes, part r to process r, and put what
     arrives side by side along a new axis at `join`, by sender. Its gradient is the exchange back."""
@@ -271,6 +305,18 @@ def _exchange(x: Tensor) -> Tensor:
     out, x = torch.empty_like(x, memory_format=torch.contiguous_format), x.contiguous()
     dist.all_to_all_single(out, x, group=_groups.sequence)
     return out
+
+
+class _Everyones(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        ctx.dim = dim
+        return _gather(x, dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        assert _groups is not None
+        return _exchange(torch.stack(grad.chunk(_groups.sp, ctx.dim))).sum(dim=0), None
 
 
 class _Swap(torch.autograd.Function):

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from worldline import dist
 from worldline.functional.losses import hinge_discriminator_loss, hinge_generator_loss
 from worldline.models.backbone import Backbone
 from worldline.models.lora import LoRARole
@@ -57,8 +59,15 @@ def features(
     """What blocks `taken` make of noised clips x [B, T, C, H, W]: [B, D, T, h, w] each, fp32. Gradients run to x."""
     found: dict[int, Tensor] = {}
 
+    def gather(_: Tensor) -> None:
+        # Sharded weights come back in backward where the gradient enters a network by its output; here it does by a block's.
+        if isinstance(teacher, FSDPModule):
+            teacher.unshard()
+
     def keep(block: int, module: nn.Module, args: Any, out: Tensor) -> None:
-        found[block] = out
+        found[block] = dist.all_tokens(out, 2) if dist.sequence() > 1 else out
+        if out.requires_grad:
+            out.register_hook(gather)
 
     blocks = _blocks(teacher)
     hooks = [blocks[i].register_forward_hook(partial(keep, i)) for i in taken]

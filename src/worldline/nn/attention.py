@@ -58,8 +58,9 @@ class FrameMask:
         self._prepared: dict[torch.device, object] = {}
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(q k^T / sqrt(Dh)) v over the visible keys. All [B, N, F * S, Dh]."""
-        backend = self.backend
+        """softmax(q k^T / sqrt(Dh)) v over the visible keys. k, v: [B, N, F * S, Dh]; q: the same, or a part of every frame's
+        tokens [B, N, F * s, Dh], for which there is `blocks` alone."""
+        backend = self.backend if q.shape[2] == k.shape[2] else "blocks"
         if backend == "auto":
             backend = "flex" if q.device.type == "cuda" else "blocks"
         if backend == "blocks":
@@ -68,12 +69,14 @@ class FrameMask:
 
     def _blocks(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # Split once: the gradient of a split is one concatenation, that of every slice a tensor of full size.
-        queries, keys, values = (x.split(self.tokens, dim=2) for x in (q, k, v))
+        keys, values = (x.split(self.tokens, dim=2) for x in (k, v))
+        own = q.shape[2] // len(self.visible)
+        queries = q.split(own, dim=2)
         out: list[Tensor] = [q] * len(queries)
         for seen, rows in self.groups.items():
             some = torch.cat([queries[i] for i in rows], dim=2)
             K, V = (torch.cat([x[j] for j in seen], dim=2) for x in (keys, values))
-            found = attention(some, K, V).split(self.tokens, dim=2)
+            found = attention(some, K, V).split(own, dim=2)
             for i, piece in zip(rows, found, strict=True):
                 out[i] = piece
         return torch.cat(out, dim=2)

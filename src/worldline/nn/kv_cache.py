@@ -6,7 +6,8 @@ Invariants (both makes):
 - Who a chunk sees is `Visibility.visible_frames`, never decided here; all layers and streams share one cursor, a Python
   integer, so a forward never waits for the device.
 - Keys are stored after RoPE (absolute latent index) and, for camera streams, in the world frame: an entry depends on its
-  own frame alone and is never touched again, except by `transform` when the world is re-anchored.
+  own frame alone and is never touched again, except by `transform` when the world is re-anchored and, in a ring, by `turn`
+  where a policy moves positions.
 """
 
 from __future__ import annotations
@@ -102,10 +103,26 @@ class RingCache(KVCache):
         self._v: dict[Stream, Tensor] = {}
         self._slots: dict[int, Tensor] = {}  # by their number: a recorded pass reads them where they were
         self._placed: tuple[Tensor, int] | None = None
+        self._gap = 0  # frames after the sinks that were never written here
+        self._written: dict[Stream, Tensor] = {}  # keys as they were written, from the first time they are turned
+
+    def history(self, n: int) -> list[int]:
+        first = self.visibility.sink + self._gap
+        return [f for f in super().history(n) if f < self.visibility.sink or f >= first]
+
+    def restart(self, frame: int) -> None:
+        """Forget all but the sinks; what is written next is latent frame `frame`. Raises WorldlineError where sinks are
+        still to come."""
+        if self.frames < self.visibility.sink or frame < self.frames:
+            raise WorldlineError(
+                f"restart at latent frame {frame} with {self.frames} committed and {self.visibility.sink} sinks; expected "
+                "every sink to be committed, and a frame that follows"
+            )
+        self.frames, self._gap = frame, frame - self.visibility.sink
 
     def _slot(self, frame: int) -> int:
         sink = self.visibility.sink
-        return frame if frame < sink else sink + (frame - sink) % self.window
+        return frame if frame < sink else sink + (frame - sink - self._gap) % self.window
 
     def _visible(self, n: int) -> int:
         """Frames that n frames about to be written will see, themselves included: the first so many of the buffer."""
@@ -114,7 +131,7 @@ class RingCache(KVCache):
             raise WorldlineError(
                 f"latent frame {end - 1} exceeds the cache's capacity of {self.window} frames; give Visibility a window"
             )
-        return min(end, sink) + min(max(end - sink, 0), self.window)
+        return min(end, sink) + min(max(end - sink - self._gap, 0), self.window)
 
     @contextmanager
     def placed(self, n: int, S: int, device: torch.device) -> Iterator[int]:
@@ -147,11 +164,14 @@ class RingCache(KVCache):
             V[:, :, at : at + S] = v[:, :, i * S : (i + 1) * S]
         return K[:, :, :seen], V[:, :, :seen]
 
-    def fork(self) -> RingCache:
+    def fork(self, copies: int = 1) -> RingCache:
+        """An independent cache of the same contents; with `copies`, of so many continuations as one batch [copies * B]."""
         other = RingCache(self.visibility, self.window)
-        other.frames = self.frames
-        other._k = {s: t.clone() for s, t in self._k.items()}
-        other._v = {s: t.clone() for s, t in self._v.items()}
+        other.frames, other._gap = self.frames, self._gap
+        other._k, other._v, other._written = (
+            {s: t.clone() if copies == 1 else t.repeat(copies, *[1] * (t.ndim - 1)) for s, t in held.items()}
+            for held in (self._k, self._v, self._written)
+        )
         return other
 
     def transform(self, fn: Callable[[Stream, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
@@ -160,3 +180,31 @@ class RingCache(KVCache):
             k, v = fn(stream, K, V)
             K.copy_(k)  # in place: a recorded pass knows their addresses
             V.copy_(v)
+        for stream, written in self._written.items():
+            flat = written.flatten(2, 3)
+            self._written[stream] = fn(stream, flat, flat)[0].view(written.shape)
+
+    def turn(self, fn: Callable[[Stream, Tensor], Tensor]) -> None:
+        """Replace the keys of the window by fn(stream, k), k [B, N, window, S, Dh] by slots, as they were written: turned
+        anew each time, they do not gather rounding. Sinks stay."""
+        for stream, K in self._k.items():
+            window = K.unflatten(2, (self.visibility.sink + self.window, -1))[:, :, self.visibility.sink :]
+            if stream not in self._written:
+                self._written[stream] = window.clone()
+            window.copy_(fn(stream, self._written[stream]))
+
+    def slot(self, frame: int) -> int:
+        """Which slot of the window holds latent frame `frame`, not a sink."""
+        return self._slot(frame) - self.visibility.sink
+
+    def advance(self, n: int) -> None:
+        for stream, written in self._written.items():
+            by_slot = self._k[stream].unflatten(2, (self.visibility.sink + self.window, -1))
+            for slot in (self.slot(self.frames + i) for i in range(n)):
+                written[:, :, slot] = by_slot[:, :, self.visibility.sink + slot]
+        super().advance(n)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return sum(t.nbytes for held in (self._k, self._v, self._written) for t in held.values())

@@ -39,9 +39,7 @@ def sample(
     guided = plan.guidance != 1.0 and negative is not None
     context = model.text_context(text)
     if guided and negative is not None:
-        uncond = model.text_context(negative)
-        pairs = zip(context.layers, uncond.layers, strict=True)
-        context = TextContext(tuple((torch.cat([c[0], u[0]]), torch.cat([c[1], u[1]])) for c, u in pairs))
+        context = TextContext.cat([context, model.text_context(negative)])
         cameras = None if cameras is None else cameras.tile(batch=2)
 
     def predict(x: Tensor, sigma: float) -> Tensor:

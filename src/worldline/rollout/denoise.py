@@ -34,6 +34,10 @@ def denoise(
     levels = (*plan.sigmas, 0.0)
     last = len(plan.sigmas) - 1 if exit_step is None else exit_step
     x, unipc = noise, UniPC() if plan.solver == "unipc" else None
+    # Drawn before the first call, so that nothing goes from host to device between the calls.
+    draws = last if plan.solver == "consistency" else 0
+    where = "cpu" if generator is None else generator.device
+    fresh = [torch.randn(x.shape, generator=generator, device=where).to(x) for _ in range(draws)]
     for j in range(last + 1):
         s, s_next = levels[j], levels[j + 1]
         with torch.set_grad_enabled(grad and j == last):
@@ -46,6 +50,5 @@ def denoise(
                 x = euler_step(x, v, s, s_next)
             else:
                 x0 = velocity_to_x0(x, v, x.new_full(x.shape[:2], s))
-                eps = torch.randn(x.shape, generator=generator, device="cpu" if generator is None else generator.device)
-                x = consistency_step(x0, eps.to(x), s_next)
+                x = consistency_step(x0, fresh[j], s_next)
     return x

@@ -7,7 +7,7 @@ writes its keys and values), so that a viewer never waits for the cache.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from worldline.nn.attention import FrameMask
 from worldline.nn.kv_cache import BlockCache, KVCache, RingCache
 from worldline.rollout.denoise import denoise
 from worldline.rollout.plan import RolloutPlan
+from worldline.rollout.positions import carried_by, check_policy, shift_at, turn_window
 from worldline.schema import Cameras, TextEmbedding, WorldlineError
 
 LEVELS = 8  # noise levels whose conditions are held at a time: all of a few-step plan, little memory of a long one
@@ -37,6 +38,20 @@ class _Ready:
     def serves(self, start: int, shape: torch.Size, cameras: Cameras | None) -> bool:
         """Whether they are those of this chunk, under these very cameras."""
         return self.start == start and self.shape == shape and self.cameras is cameras
+
+
+@dataclass(frozen=True)
+class _Clean:
+    """Latents that were committed together, of which frames are still in sight."""
+
+    start: int
+    x0: Tensor  # [B, n, C, H, W]
+    cameras: Cameras | None
+    shift: int  # by how much its positions lay before its indices when it was written
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.x0.shape[1]
 
 
 class ChunkLoop:
@@ -59,6 +74,11 @@ class ChunkLoop:
         self.model, self.plan = model, plan
         self._stream, self._chunkwise = cache == "ring", chunkwise
         self._ready: _Ready | None = None
+        self._past: tuple[_Clean, ...] = ()  # of a stream: the clean latents whose keys and values are in sight
+        self._shift = 0  # by how much the window's positions lie before its indices
+        check_policy(model, plan.positions)
+        if plan.positions != "absolute" and not self._stream:
+            raise WorldlineError(f"positions {plan.positions!r}; expected cache='ring', where frames can be moved")
         if plan.guidance != 1.0 and negative is None:
             raise WorldlineError(f"guidance {plan.guidance} needs a negative prompt; pass negative=, or set guidance 1")
         prompts = [text] if plan.guidance == 1.0 or negative is None else [text, negative]
@@ -86,6 +106,7 @@ class ChunkLoop:
         """noise: [B, n, C, H, W] of the next n latent frames -> their x0. Never writes the cache."""
 
         self._ready = None  # weights may have changed since
+        self._place(noise.shape[1])
         return denoise(
             self.plan,
             noise,
@@ -122,6 +143,7 @@ class ChunkLoop:
             for text, cache in zip(self._texts, self._caches, strict=True):
                 vs.append(self.model(both, levels, text, cameras=cameras, mask=mask, cache=cache)[:, m:])
                 cache.advance(m)
+            self._remember(0, x0, given)
             return self._mixed(vs)
 
         return denoise(self.plan, noise, predict, generator=generator)
@@ -140,9 +162,13 @@ class ChunkLoop:
         # Where gradients run, clock and cameras must be part of the graph; training may also have scattered the weights,
         # which only a forward gathers.
         ready = (
-            None if torch.is_grad_enabled() or not self._stream else self._conditions(x, sigma, cameras, cache.frames)
+            None
+            if torch.is_grad_enabled() or not self._stream
+            else self._conditions(x, sigma, cameras, cache.frames - self._shift)
         )
         given = {} if ready is None else {"conditions": ready}
+        if ready is None and self._shift:
+            given["positions"] = torch.arange(x.shape[1], device=x.device) + cache.frames - self._shift
         if not (self._chunkwise and torch.is_grad_enabled()):
             return self.model(x, levels, text, cameras=cameras, cache=cache, **given)
         past = cache.fork()  # as it is now: by the time of the backward, later chunks have joined it
@@ -168,15 +194,46 @@ class ChunkLoop:
 
     @torch.no_grad()
     def commit(self, x0: Tensor, cameras: Cameras | None) -> None:
-        """Write the keys and values of clean latents [B, n, C, H, W] by one pass at sigma 0; advance by n frames."""
-        x0 = x0.detach()
+        """Write the keys and values of clean latents [B, n, C, H, W] by one pass at sigma 0; advance by n frames. Where it
+        raises, no frame has been added."""
+        x0, start = x0.detach(), self.frames
+        self._place(x0.shape[1])
         for text, cache in zip(self._texts, self._caches, strict=True):
             cache.writing = True
             try:
                 self._ask(x0, 0.0, text, cameras, cache)
-                cache.advance(x0.shape[1])
             finally:
                 cache.writing = False
+        for cache in self._caches:
+            cache.advance(x0.shape[1])
+        self._remember(start, x0, cameras)
+
+    def _remember(self, start: int, x0: Tensor, cameras: Cameras | None) -> None:
+        """Of a stream, keep the clean latents for as long as they are in sight: little beside their keys and values."""
+        if not self._stream:
+            return
+        past, visibility = (*self._past, _Clean(start, x0, cameras, self._shift)), self.plan.visibility
+        oldest = 0 if visibility.window is None else self.frames + visibility.chunk - visibility.window
+        self._past = tuple(c for c in past if c.start < visibility.sink or c.stop > oldest)
+
+    def _place(self, n: int) -> None:
+        """Move the window to where the plan's policy wants it for the next n frames."""
+        plan, config = self.plan, self.model.config
+        if not self._stream or not (plan.visibility.sink or getattr(config, "camera", None) == "fused"):
+            return  # only differences of positions are seen, and they stay
+        shift = shift_at(plan.positions, plan.visibility, plan.horizon, self.frames + n)
+        if shift == self._shift:
+            return
+        self._shift = shift
+        turns = {}
+        for clean in self._past:
+            carried = carried_by(config, clean.cameras)
+            for i in range(clean.x0.shape[1]):
+                if (frame := clean.start + i) >= plan.visibility.sink:
+                    turns[frame] = (clean.shift - shift, None if carried is None else carried[:, i : i + 1])
+        for cache in self._caches:
+            if isinstance(cache, RingCache):
+                turn_window(self.model, cache, turns)
 
     @torch.no_grad()
     def set_text(self, text: TextEmbedding) -> None:
@@ -184,18 +241,60 @@ class ChunkLoop:
         self._texts[0] = self.model.text_context(text)
 
     @torch.no_grad()
+    def recache(self, text: TextEmbedding) -> None:
+        """Continue under another prompt, with a past that was written under it: keys and values of all clean latents in
+        sight are made anew, oldest first, as if the walk had begun with them (LongLive's recache, arXiv:2509.22622). Costs
+        a clean pass a chunk in sight. Needs a stream; where it raises, nothing has changed."""
+        if not self._stream:
+            raise WorldlineError("recache of a loop that keeps blocks; expected one made with cache='ring'")
+        other, visibility = self.fork(), self.plan.visibility
+        other.set_text(text)
+        other._caches = [RingCache(visibility, c.window) for c in self._caches if isinstance(c, RingCache)]
+        other._past, other._shift = (), 0
+        for clean in self._past:
+            if clean.start > other.frames:
+                for cache in other._caches:
+                    assert isinstance(cache, RingCache)
+                    cache.restart(clean.start)
+            other.commit(clean.x0, clean.cameras)
+        self._texts, self._caches, self._past, self._shift = other._texts, other._caches, other._past, other._shift
+
+    @torch.no_grad()
     def reanchor(self, world: Tensor) -> None:
         """Move the cached world: world [B, 4, 4] maps old to new world coordinates. Exact up to rounding."""
         for cache in self._caches:
             self.model.reanchor(cache, world)
+        back = torch.linalg.inv(world.double())[:, None]
+        self._past = tuple(
+            c
+            if c.cameras is None
+            else replace(c, cameras=replace(c.cameras, w2c=(c.cameras.w2c.double() @ back).float()))
+            for c in self._past
+        )
 
-    def fork(self) -> ChunkLoop:
-        """An independent continuation from the same past."""
+    def fork(self, copies: int = 1) -> ChunkLoop:
+        """An independent continuation from the same past; of a stream also so many `copies` of it as one batch, copy after
+        copy."""
+        if copies != 1 and not self._stream:
+            raise WorldlineError(f"{copies} copies of a loop that keeps blocks; expected one made with cache='ring'")
         other = object.__new__(ChunkLoop)
         other.model, other.plan, other._texts = self.model, self.plan, list(self._texts)
         other._stream, other._chunkwise, other._ready = self._stream, self._chunkwise, None
-        other._caches = [cache.fork() for cache in self._caches]
+        other._past, other._shift = self._past, self._shift
+        other._caches = [c.fork(copies) if isinstance(c, RingCache) else c.fork() for c in self._caches]
+        if copies != 1:
+            other._texts = [
+                TextContext(tuple((_tiled(k, copies), _tiled(v, copies)) for k, v in t.layers)) for t in self._texts
+            ]
+            other._past = tuple(
+                replace(c, x0=_tiled(c.x0, copies), cameras=None if c.cameras is None else c.cameras.tile(batch=copies))
+                for c in self._past
+            )
         return other
+
+
+def _tiled(x: Tensor, copies: int) -> Tensor:
+    return x.repeat(copies, *[1] * (x.ndim - 1))
 
 
 def generate(

@@ -8,6 +8,7 @@ from typing import Literal
 
 from worldline.functional.flow import few_step_sigmas, sampling_sigmas
 from worldline.functional.masks import Visibility
+from worldline.rollout.positions import POSITIONS, Positions
 from worldline.schema import WorldlineError
 
 Solver = Literal["consistency", "euler", "unipc"]
@@ -20,14 +21,23 @@ class RolloutPlan:
 
     sigmas: descending noise levels at which the model is called, first 1.0; the final 0 is implied.
     guidance: classifier-free scale, v = u + guidance (c - u); 1 calls the model once a step.
+    positions: where sinks stand in walks longer than the training's (`rollout.positions`); horizon: for `clamp`, the latent
+    frames of the longest training clip.
     """
 
     visibility: Visibility
     sigmas: tuple[float, ...]
     solver: Solver = "consistency"
     guidance: float = 1.0
+    positions: Positions = "absolute"
+    horizon: int | None = None
 
     def __post_init__(self) -> None:
+        if self.positions not in POSITIONS or (self.positions == "clamp") != (self.horizon is not None):
+            raise WorldlineError(
+                f"positions {self.positions!r} with horizon {self.horizon}: expected one of {POSITIONS}, and a horizon for "
+                "'clamp' alone"
+            )
         levels = (*self.sigmas, 0.0)
         if len(levels) < 2 or any(a <= b for a, b in pairwise(levels)) or levels[0] > 1.0:
             raise WorldlineError(f"sigmas {self.sigmas}: expected descending levels in (0, 1]")

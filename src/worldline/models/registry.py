@@ -18,6 +18,7 @@ from worldline.models.nano_vae import NanoVAE, NanoVAEConfig
 from worldline.models.tiny_vae import TinyVAE, TinyVAEConfig
 from worldline.models.wan import WAN_VARIANTS, WanConfig, WanModel
 from worldline.models.wan_vae import WanVAE, WanVAEConfig
+from worldline.nn.quant import description, quantised_tensors, with_layers
 from worldline.schema import WorldlineError
 
 KINDS: dict[str, tuple[type, type]] = {
@@ -50,14 +51,19 @@ def save_model(
         )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    eight = quantised_tensors(model)
     state = {
-        k: v.detach().to(dtype if dtype is not None and v.is_floating_point() else v.dtype).contiguous()
+        k: v.detach()
+        .to(dtype if dtype is not None and v.is_floating_point() and k not in eight else v.dtype)
+        .contiguous()
         for k, v in model.state_dict().items()
     }
     tmp = directory / "model.safetensors.tmp"
     save_file(state, tmp)
     tmp.replace(directory / "model.safetensors")
     config = {"kind": kind_of(model), "config": dataclasses.asdict(model.config)}
+    if (quantised := description(model)) is not None:
+        config["quantised"] = quantised
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if card is not None:
         (directory / "card.json").write_text(json.dumps(card, indent=2) + "\n")
@@ -105,14 +111,19 @@ def load_state(
 
 
 def load_model(directory: str | Path) -> Backbone | Codec:
-    """The model of a directory in fp32, eval mode. Raises WorldlineError where a file is missing or does not fit."""
+    """The model of a directory in fp32 (8-bit layers as they are), eval mode. Raises WorldlineError where a file is missing
+    or does not fit."""
     directory = Path(directory)
     for name in ("config.json", "model.safetensors"):
         if not (directory / name).is_file():
             raise WorldlineError(f"{directory} has no {name}; expected a model directory written by save_model")
     described = json.loads((directory / "config.json").read_text())
     model = build_model(described["kind"], described["config"])
-    load_state(model, {k: v.float() for k, v in load_file(directory / "model.safetensors").items()})
+    if "quantised" in described:
+        with_layers(model, described["quantised"])
+    eight = quantised_tensors(model)
+    weights = load_file(directory / "model.safetensors")
+    load_state(model, {k: v if k in eight else v.float() for k, v in weights.items()})
     return model.eval()
 
 

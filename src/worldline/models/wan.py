@@ -38,6 +38,7 @@ from worldline.nn.layers import (
     sinusoidal_embedding,
 )
 from worldline.nn.packed import PackedLinear, packs
+from worldline.nn.quant import QuantLinear
 from worldline.nn.ulysses import divides_heads, every_token, heads_for_tokens, tokens_for_heads
 from worldline.schema import Cameras, ShapeError, TextEmbedding, WorldlineError
 
@@ -133,9 +134,12 @@ class Attention(nn.Module):
     def fuse(self) -> None:
         """Queries, keys and values by one product, normed and turned together: fewer launches, for inference alone."""
         parts = (self.to_q, self.to_k, self.to_v)
-        self.to_qkv = nn.Linear(self.cfg.dim, 3 * self.cfg.dim, device="meta")
-        self.to_qkv.weight = nn.Parameter(torch.cat([part.weight for part in parts]))
-        self.to_qkv.bias = nn.Parameter(torch.cat([part.bias for part in parts]))
+        if isinstance(self.to_q, QuantLinear):
+            self.to_qkv = QuantLinear.joined(parts)
+        else:
+            self.to_qkv = nn.Linear(self.cfg.dim, 3 * self.cfg.dim, device="meta")
+            self.to_qkv.weight = nn.Parameter(torch.cat([part.weight for part in parts]))
+            self.to_qkv.bias = nn.Parameter(torch.cat([part.bias for part in parts]))
         self.norm_qk = nn.Parameter(torch.stack([self.norm_q.weight, self.norm_k.weight]))
         del self.to_q, self.to_k, self.to_v, self.norm_q, self.norm_k
 
@@ -337,7 +341,7 @@ class ConditionEmbedder(nn.Module):
 def _pack(module: nn.Module) -> None:
     """Replace what can be packed below `module`, a projection and its GELU as one."""
     for name, child in module.named_children():
-        if isinstance(child, GELUProjection) and packs(child.proj):
+        if isinstance(child, GELUProjection) and isinstance(child.proj, nn.Linear) and packs(child.proj):
             setattr(module, name, PackedLinear(child.proj, "gelu"))
         elif isinstance(child, nn.Linear) and packs(child):
             setattr(module, name, PackedLinear(child))
@@ -399,9 +403,13 @@ class WanModel(Backbone):
         if self.frozen:
             return self
         attentions = [block.attn1 for block in self._blocks()]
-        for part in (part for attn in attentions for part in (attn.to_q, attn.to_k, attn.to_v)):
-            if type(part) is not nn.Linear:
-                raise WorldlineError(f"a projection is {type(part).__name__}; expected Linear: merge adapters first")
+        for parts in ([attn.to_q, attn.to_k, attn.to_v] for attn in attentions):
+            kinds = {type(part) for part in parts}
+            if kinds not in ({nn.Linear}, {QuantLinear}):
+                names = ", ".join(sorted(kind.__name__ for kind in kinds))
+                raise WorldlineError(
+                    f"queries, keys and values are {names}; expected Linear in all three, or QuantLinear: merge adapters first"
+                )
         for attn in attentions:
             attn.fuse()
         for name, module in self.named_modules():

@@ -23,6 +23,8 @@ from worldline.models.text import HashTextEncoder
 from worldline.models.text_cache import TextEncoder
 from worldline.models.wan import WanModel
 from worldline.nn.precision import inference_dtype
+from worldline.nn.quant import Scheme, scheme_of
+from worldline.nn.quant import quantise as quantise_layers
 from worldline.schema import Controls, TextEmbedding, WorldlineError
 from worldline.stream.session import Session
 from worldline.stream.text import world_text_encoder
@@ -51,6 +53,7 @@ class Spec:
     weights: str  # first digits of the weights' hash
     device: str
     dtype: str
+    quantised: str  # int8, fp8 or none
     threads: int
 
 
@@ -75,6 +78,7 @@ class Engine:
         self.config, self.starts = config, starts
         self.device = torch.device(device)
         self.dtype = dtype if dtype != "auto" else str(inference_dtype(self.device)).removeprefix("torch.")
+        self.quantised = scheme_of(model) or "none"
         self.name, self.weights = name, weights
         self.parameters = sum(p.numel() for p in model.parameters())  # before weights are laid out for inference
         self.grid = codec.grid
@@ -83,7 +87,12 @@ class Engine:
 
     @staticmethod
     def load(
-        world: str | Path, device: str = "cpu", dtype: DType = "auto", threads: int | None = None, warm: bool = True
+        world: str | Path,
+        device: str = "cpu",
+        dtype: DType = "auto",
+        threads: int | None = None,
+        warm: bool = True,
+        quantise: Scheme | None = None,
     ) -> Engine:
         """Load a world directory, laid out for inference.
 
@@ -92,6 +101,7 @@ class Engine:
         threads: CPU threads of the whole process; None measures one against all of this machine's and keeps the faster
         (a small world often loses more to waiting than it gains; results may differ in the last bits between counts).
         warm: run two chunks now, so that the first player does not pay for first calls.
+        quantise: `int8` or `fp8` linear layers, rounded now (`worldline.nn.quant`); a world saved so needs no asking.
         """
         directory = Path(world)
         config = WorldConfig.read(directory)
@@ -104,6 +114,8 @@ class Engine:
                 f"{model.config.in_channels}; point `codec` of {directory / 'world.json'} to the codec it was trained with"
             )
         starts = read_starts(directory / config.starts, config.height, config.width)
+        if quantise is not None:
+            quantise_layers(model, quantise)
         engine = Engine(
             model,
             codec,
@@ -137,7 +149,7 @@ class Engine:
             steps=len(c.sigmas), turn_deg_per_frame=c.turn_deg_per_frame,
             max_turn_deg_per_frame=c.max_turn_deg_per_frame,
             parameters=self.parameters, weights=self.weights, device=str(self.device),
-            dtype=self.dtype, threads=torch.get_num_threads(),
+            dtype=self.dtype, quantised=self.quantised, threads=torch.get_num_threads(),
         )  # fmt: skip
 
     @property

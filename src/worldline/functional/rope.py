@@ -6,20 +6,42 @@ import torch
 from torch import Tensor
 
 
-def rope_angles(pos: Tensor, head_dim: int, theta: float = 1e4) -> tuple[Tensor, Tensor]:
+def rope_angles(
+    pos: Tensor, head_dim: int, theta: float = 1e4, sizes: tuple[int, int, int] | None = None
+) -> tuple[Tensor, Tensor]:
     """pos: [L, 3] (t, y, x) -> (cos, sin), fp32 [L, head_dim / 2], angles formed in float64.
 
-    Of d2 = head_dim / 2 complex pairs, d2 - 2 (d2 // 3) turn with time, d2 // 3 each with row and column; pair i of an axis
-    with n pairs has frequency theta^(-i / n).
+    Of d2 = head_dim / 2 complex pairs, `sizes` turn with time, row and column: unless given, d2 - 2 (d2 // 3) and d2 // 3
+    each; pair i of an axis with n pairs has frequency theta^(-i / n).
     """
     d2 = head_dim // 2
-    sizes = (d2 - 2 * (d2 // 3), d2 // 3, d2 // 3)
+    sizes = sizes or (d2 - 2 * (d2 // 3), d2 // 3, d2 // 3)
     parts = []
     for axis, n in enumerate(sizes):
         freq = theta ** (-torch.arange(n, dtype=torch.float64, device=pos.device) / max(n, 1))
         parts.append(pos[:, axis, None].double() * freq)
     angle = torch.cat(parts, dim=-1)
     return angle.cos().float(), angle.sin().float()
+
+
+def rope_of_grid(
+    positions: Tensor,
+    rows: int,
+    cols: int,
+    head_dim: int,
+    *,
+    device: torch.device,
+    theta: float = 1e4,
+    sizes: tuple[int, int, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """positions: latent index of every frame [T] -> (cos, sin) of T rows cols tokens, frame-major, on `device`."""
+    # Angles are formed where the model is, as a copy from the host would wait for it; `mps` has no float64.
+    where = torch.device("cpu") if device.type == "mps" else device
+    t = positions.to(where, torch.float64, non_blocking=True)
+    y, x = (torch.arange(n, dtype=t.dtype, device=where) for n in (rows, cols))
+    grid = torch.stack(torch.meshgrid(t, y, x, indexing="ij"), dim=-1)
+    cos, sin = rope_angles(grid.flatten(0, 2), head_dim, theta, sizes)
+    return cos.to(device), sin.to(device)
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

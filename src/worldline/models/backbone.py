@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldline.nn.kv_cache import KVCache
@@ -15,9 +17,48 @@ from worldline.schema import Cameras, TextEmbedding
 
 @dataclass(frozen=True)
 class TextContext:
-    """Keys and values of the prompt for every layer, each [B, N, L_text, Dh]: made once per prompt."""
+    """What a model made of prompts, once for all steps.
+
+    layers: keys and values of every layer, each [B, N, L_text, Dh]; valid: bool [B, L_text], those that may be attended to,
+    None where all may. sources: of a model whose prompt changes with what it attends to (joint attention) there are no such
+    layers, but what it starts from: tokens [B, L, D] and which of them are valid [B, L], for every source.
+    """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
+    valid: Tensor | None = None
+    sources: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> TextContext:
+        """All tensors changed, which share their first axis, the batch."""
+        layers, sources = (tuple((change(a), change(b)) for a, b in pairs) for pairs in (self.layers, self.sources))
+        return TextContext(layers, None if self.valid is None else change(self.valid), sources)
+
+    @staticmethod
+    def cat(contexts: Sequence[TextContext]) -> TextContext:
+        """One batch of all; shorter prompts get tokens that are not attended to."""
+        layers = tuple(
+            (_cat([k for k, _ in own], -2), _cat([v for _, v in own], -2))
+            for own in zip(*(c.layers for c in contexts), strict=True)
+        )
+        sources = tuple(
+            (_cat([tokens for tokens, _ in own], -2), _cat([valid for _, valid in own], -1))
+            for own in zip(*(c.sources for c in contexts), strict=True)
+        )
+        keys = [c.layers[0][0] for c in contexts if c.layers]
+        if len({k.shape[-2] for k in keys}) <= 1 and all(c.valid is None for c in contexts):
+            return TextContext(layers, None, sources)
+        valid = [
+            k.new_ones(len(k), k.shape[-2], dtype=torch.bool) if c.valid is None else c.valid
+            for c, k in zip(contexts, keys, strict=True)
+        ]
+        return TextContext(layers, _cat(valid, -1), sources)
+
+
+def _cat(parts: list[Tensor], axis: int) -> Tensor:
+    """One batch; along `axis` (from the end) the shorter are padded with zeros."""
+    longest = max(x.shape[axis] for x in parts)
+    behind = [0, 0] * (-axis - 1)
+    return torch.cat([F.pad(x, (*behind, 0, longest - x.shape[axis])) for x in parts])
 
 
 class Backbone(nn.Module, ABC):

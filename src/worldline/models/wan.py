@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldline import dist
-from worldline.functional.camera import actions_of_motion
 from worldline.functional.prope import projection_matrices
 from worldline.functional.rays import plucker_rays
-from worldline.functional.rope import apply_rope, rope_angles
+from worldline.functional.rope import apply_rope, rope_of_grid
 from worldline.models.backbone import Backbone, TextContext
+from worldline.models.conditions import Conditions, Modulation, Placement, Steered
 from worldline.nn.attention import FrameMask, attention
 from worldline.nn.camera import CameraMatrices, act, block_diagonal
 from worldline.nn.kv_cache import KVCache, Stream
@@ -39,10 +39,9 @@ from worldline.nn.layers import (
 )
 from worldline.nn.packed import PackedLinear, packs
 from worldline.nn.quant import QuantLinear
-from worldline.nn.ulysses import divides_heads, every_token, heads_for_tokens, tokens_for_heads
+from worldline.nn.seen import Seen
 from worldline.schema import Cameras, ShapeError, TextEmbedding, WorldlineError
 
-MOTION_SCALE = 10.0  # brings a latent's usual motion (0.14 rad, 0.08 units) to order one
 CameraMode = Literal["none", "branch", "fused", "plucker", "cross"]
 # Parts that steer, by their keys: not Wan's own, absent from its checkpoints.
 INJECTED = ("prope_o", "motion_embedder", "action_embedder", "ray_embedding", "camera_embedder", "norm3", "attn3")
@@ -173,77 +172,6 @@ class Attention(nn.Module):
         return out
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What the current tokens may attend to: a mask over frames, or a cache of the past, or (neither) each other."""
-
-    frames: int
-    cameras: CameraMatrices | None
-    camera_tokens: Tensor | None = None  # [B * T, 4, D], each frame's own
-    mask: FrameMask | None = None
-    cache: KVCache | None = None
-
-    def attend(self, stream: Stream, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(q k^T / sqrt(Dh)) v over the visible keys. All [B, L, N, Dh]."""
-        shared = dist.sequence() > 1
-        by_heads = shared and divides_heads(q.shape[-2])
-        if by_heads:
-            q, k, v = tokens_for_heads(torch.stack([q, k, v]), self.frames).unbind(0)
-        elif shared:
-            k, v = every_token(torch.stack([k, v]), self.frames).unbind(0)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        if self.cache is not None:
-            k, v = self.cache.attend(stream, k, v, self.frames)
-        out = attention(q, k, v) if self.mask is None else self.mask.attend(q, k, v)
-        out = out.transpose(1, 2)
-        return heads_for_tokens(out, self.frames) if by_heads else out
-
-
-class Modulation(NamedTuple):
-    """What the clock does to one block, each [B, T, 1, D] fp32; factor = 1 + scale."""
-
-    shift1: Tensor
-    factor1: Tensor
-    gate1: Tensor
-    shift2: Tensor
-    factor2: Tensor
-    gate2: Tensor
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a call's tokens are, in the clip and in the world: the same at every noise level."""
-
-    rope: tuple[Tensor, Tensor]
-    cameras: CameraMatrices | None = None
-    camera_tokens: Tensor | None = None
-    rays: Tensor | None = None  # [B, T, S, D], embedded
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """All that a forward forms from noise level, cameras and positions, for one level."""
-
-    placement: Placement
-    blocks: Tensor  # [layers, 6, B, T, 1, D], the modulation of every block
-    head: Tensor  # [2, B, T, 1, D], shift and factor
-
-    def tensors(self) -> list[Tensor]:
-        """Every tensor of it, in a fixed order."""
-        where = self.placement
-        cam = [] if where.cameras is None else [where.cameras.query, where.cameras.key, where.cameras.out]
-        optional = [x for x in (where.camera_tokens, where.rays) if x is not None]
-        return [self.blocks, self.head, *where.rope, *cam, *optional]
-
-    def of(self, tensors: Sequence[Tensor]) -> Conditions:
-        """The same parts made of other `tensors`, as `tensors()` orders them."""
-        left, where = iter(tensors), self.placement
-        blocks, head, rope = next(left), next(left), (next(left), next(left))
-        cam = None if where.cameras is None else CameraMatrices(next(left), next(left), next(left))
-        tokens, rays = (None if x is None else next(left) for x in (where.camera_tokens, where.rays))
-        return Conditions(Placement(rope, cam, tokens, rays), blocks, head)
-
-
 class Block(nn.Module):
     """x += gate1 SelfAttn(mod1(x)); x += CrossAttn(norm2(x)); x += gate2 FFN(mod2(x)). Residual stream in fp32."""
 
@@ -305,37 +233,22 @@ class CameraTokens(nn.Module):
             return (self.rows(P) + self.which).flatten(0, 1)
 
 
-class ConditionEmbedder(nn.Module):
+class ConditionEmbedder(Steered):
     """Clock and prompt: [cos|sin] -> MLP -> six modulation vectors; text -> MLP."""
 
     def __init__(self, cfg: WanConfig) -> None:
-        super().__init__()
+        super().__init__(cfg.dim, motion=cfg.motion, actions=cfg.actions)
         self.freq_dim = cfg.freq_dim
         self.time_embedder = TwoLayer(cfg.freq_dim, cfg.dim, "silu")
         self.time_proj = nn.Linear(cfg.dim, 6 * cfg.dim)
         self.text_embedder = TwoLayer(cfg.text_dim, cfg.dim, "gelu")
-        if cfg.motion:
-            self.motion_embedder = TwoLayer(6, cfg.dim, "silu")
-        if cfg.actions:
-            self.action_embedder = TwoLayer(cfg.actions, cfg.dim, "silu")
 
     def time(self, sigma: Tensor, cameras: Cameras | None) -> tuple[Tensor, Tensor]:
         """sigma [B, T] -> (temb [B, T, D], modulation [B, T, 6, D]), fp32 throughout; cameras add what they did."""
         with torch.autocast(sigma.device.type, enabled=False):
             temb = self.time_embedder(sinusoidal_embedding(1000.0 * sigma.float(), self.freq_dim))
-            if cameras is not None and hasattr(self, "motion_embedder"):
-                temb = temb + self.motion_embedder(MOTION_SCALE * cameras.motion.float())
-            if cameras is not None and hasattr(self, "action_embedder"):
-                temb = temb + self.action_embedder(self._actions(cameras))
+            temb = self.steered(temb, cameras)
             return temb, self.time_proj(F.silu(temb)).unflatten(-1, (6, -1))
-
-    def _actions(self, cameras: Cameras) -> Tensor:
-        """The actions that are given, or (where none are) those that the camera's motion shows."""
-        width = self.action_embedder.linear_1.in_features
-        actions = actions_of_motion(cameras.motion) if cameras.actions is None else cameras.actions
-        if actions.shape[-1] != width:
-            raise ShapeError(f"{actions.shape[-1]} discrete actions; this model expects {width} a latent frame")
-        return actions.float()
 
 
 def _pack(module: nn.Module) -> None:
@@ -382,12 +295,8 @@ class WanModel(Backbone):
 
     def silence(self) -> None:
         """Zero the last layer of all that steers, so that training starts from the pretrained model exactly."""
-        steering: list[nn.Module] = [
-            getattr(self.condition_embedder, name).linear_2
-            for name in ("motion_embedder", "action_embedder")
-            if hasattr(self.condition_embedder, name)
-        ]
-        steering += [self.ray_embedding] if self.config.camera == "plucker" else []
+        self.condition_embedder.silence()
+        steering: list[nn.Module] = [self.ray_embedding] if self.config.camera == "plucker" else []
         for block in self._blocks():
             steering += [block.attn1.prope_o] if self.config.camera == "branch" else []
             steering += [block.attn3.to_out] if self.config.camera == "cross" else []
@@ -444,14 +353,7 @@ class WanModel(Backbone):
 
     def rope(self, positions: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
         """positions: latent index of every frame [T] -> (cos, sin) for T rows cols tokens, frame-major."""
-        device = self.proj_out.weight.device
-        # Angles are formed where the model is, as a copy from the host would wait for it; `mps` has no float64.
-        where = torch.device("cpu") if device.type == "mps" else device
-        t = positions.to(where, torch.float64, non_blocking=True)
-        y, x = (torch.arange(n, dtype=t.dtype, device=where) for n in (rows, cols))
-        grid = torch.stack(torch.meshgrid(t, y, x, indexing="ij"), dim=-1)
-        cos, sin = rope_angles(grid.flatten(0, 2), self.config.head_dim)
-        return cos.to(device), sin.to(device)
+        return rope_of_grid(positions, rows, cols, self.config.head_dim, device=self.proj_out.weight.device)
 
     def placement(self, like: Tensor, cameras: Cameras | None, positions: Tensor) -> Placement:
         """Rotations, camera matrices, tokens and rays for latents `like` [B, T, C, H, W] at `positions` [T]."""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -40,6 +41,32 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
+@dataclass(frozen=True)
+class Always:
+    """Keys and values that every query sees beside its own frames', such as a prompt's. k, v: [B, N, L, Dh]; valid: bool
+    [B, L], False where a key is padding; None where none is."""
+
+    k: Tensor
+    v: Tensor
+    valid: Tensor | None = None
+
+    def before(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """These keys and values, then k and v [B, N, Lk, Dh]."""
+        return torch.cat([self.k.to(k.dtype), k], dim=2), torch.cat([self.v.to(v.dtype), v], dim=2)
+
+    def known(self) -> Tensor:
+        """bool [B, L]: what may be attended to."""
+        return self.k.new_ones(len(self.k), self.k.shape[2], dtype=torch.bool) if self.valid is None else self.valid
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q K^T / sqrt(Dh)) V over these and all of k, v [B, N, Lk, Dh]."""
+        K, V = self.before(k, v)
+        if self.valid is None:
+            return attention(q, K, V)
+        mask = F.pad(self.valid, (0, k.shape[2]), value=True)[:, None, None]
+        return F.scaled_dot_product_attention(q, K, V, attn_mask=mask)
+
+
 def _products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return weights.softmax(dim=-1).to(v.dtype) @ v
@@ -55,49 +82,58 @@ class FrameMask:
         self.visible, self.tokens, self.backend = visible.cpu(), tokens, backend
         rows = [tuple(row.nonzero().flatten().tolist()) for row in self.visible]
         self.groups = {seen: [i for i, row in enumerate(rows) if row == seen] for seen in dict.fromkeys(rows)}
-        self._prepared: dict[torch.device, object] = {}
+        self._prepared: dict[object, object] = {}
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(q k^T / sqrt(Dh)) v over the visible keys. k, v: [B, N, F * S, Dh]; q: the same, or a part of every frame's
-        tokens [B, N, F * s, Dh], for which there is `blocks` alone."""
-        backend = self.backend if q.shape[2] == k.shape[2] else "blocks"
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, always: Always | None = None) -> Tensor:
+        """softmax(q k^T / sqrt(Dh)) v over the visible keys and those `always` seen. All [B, N, F * S, Dh]."""
+        backend = self.backend
         if backend == "auto":
             backend = "flex" if q.device.type == "cuda" else "blocks"
         if backend == "blocks":
-            return self._blocks(q, k, v)
-        return self._dense(q, k, v) if backend == "dense" else self._flex(q, k, v)
+            return self._blocks(q, k, v, always)
+        return self._dense(q, k, v, always) if backend == "dense" else self._flex(q, k, v, always)
 
-    def _blocks(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _blocks(self, q: Tensor, k: Tensor, v: Tensor, always: Always | None) -> Tensor:
         # Split once: the gradient of a split is one concatenation, that of every slice a tensor of full size.
         keys, values = (x.split(self.tokens, dim=2) for x in (k, v))
         own = q.shape[2] // len(self.visible)
         queries = q.split(own, dim=2)
         out: list[Tensor] = [q] * len(queries)
+        over = attention if always is None else always.attend
         for seen, rows in self.groups.items():
             some = torch.cat([queries[i] for i in rows], dim=2)
             K, V = (torch.cat([x[j] for j in seen], dim=2) for x in (keys, values))
-            found = attention(some, K, V).split(own, dim=2)
-            for i, piece in zip(rows, found, strict=True):
+            for i, piece in zip(rows, over(some, K, V).split(own, dim=2), strict=True):
                 out[i] = piece
         return torch.cat(out, dim=2)
 
-    def _dense(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _dense(self, q: Tensor, k: Tensor, v: Tensor, always: Always | None) -> Tensor:
         if q.device not in self._prepared:
             self._prepared[q.device] = Visibility.expand(self.visible, self.tokens).to(q.device)
         mask = self._prepared[q.device]
         assert isinstance(mask, Tensor)
+        if always is not None:
+            known = always.known()[:, None, None].expand(-1, -1, len(mask), -1)
+            mask = torch.cat([known, mask.expand(len(q), 1, -1, -1)], dim=-1)
+            k, v = always.before(k, v)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-    def _flex(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _flex(self, q: Tensor, k: Tensor, v: Tensor, always: Always | None) -> Tensor:
         from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-        if q.device not in self._prepared:
+        ahead = 0 if always is None else always.k.shape[2]
+        valid = None if always is None else always.valid
+        if (q.device, ahead) not in self._prepared or valid is not None:
             visible, S, L = self.visible.to(q.device), self.tokens, q.shape[2]
-            self._prepared[q.device] = create_block_mask(
-                lambda b, h, i, j: visible[i // S, j // S], None, None, L, L, device=q.device.type
-            )
-        mask = self._prepared[q.device]
+
+            def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+                own = (j >= ahead) & visible[i // S, (j - ahead).clamp(min=0) // S]
+                return own | ((j < ahead) if valid is None else (j < ahead) & valid[b, j.clamp(max=ahead - 1)])
+
+            batch = None if valid is None else len(q)
+            self._prepared[q.device, ahead] = create_block_mask(sees, batch, None, L, ahead + L, device=q.device.type)
+        mask = self._prepared[q.device, ahead]
         assert isinstance(mask, BlockMask)
-        out = flex_attention(q, k, v, block_mask=mask)
+        out = flex_attention(q, *(k, v) if always is None else always.before(k, v), block_mask=mask)
         assert isinstance(out, Tensor)
         return out

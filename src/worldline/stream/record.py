@@ -27,13 +27,10 @@ def write_mp4(frames: Iterable[np.ndarray], path: str | Path, fps: float = 16.0,
             if stream is None:
                 stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
                 stream.height, stream.width = frame.shape[0] * scale, frame.shape[1] * scale
-                stream.pix_fmt, stream.options = "yuv420p", {"crf": "16"}
-                # On several threads x264 looks ahead as far as its frames happen to have come, and bytes vary.
-                stream.codec_context.thread_count = 1
+                # mbtree off: on small pictures it reads memory that x264 never wrote, and bytes vary from run to run.
+                stream.pix_fmt, stream.options = "yuv420p", {"crf": "16", "x264-params": "mbtree=0"}
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            # To the stream's own format here: the encoder's conversion leaves what lies beside the picture undefined.
-            picture = picture.reformat(stream.width, stream.height, format="yuv420p", interpolation="BICUBIC")
-            container.mux(stream.encode(picture))
+            container.mux(stream.encode(picture.reformat(stream.width, stream.height, interpolation="BICUBIC")))
         if stream is not None:
             container.mux(stream.encode())
     return path

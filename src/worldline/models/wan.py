@@ -134,11 +134,12 @@ class Attention(nn.Module):
         """Queries, keys and values by one product, normed and turned together: fewer launches, for inference alone."""
         parts = (self.to_q, self.to_k, self.to_v)
         if isinstance(self.to_q, QuantLinear):
-            self.to_qkv = QuantLinear.joined(parts)
+            self.to_qkv: nn.Module = QuantLinear.joined(parts)
         else:
-            self.to_qkv = nn.Linear(self.cfg.dim, 3 * self.cfg.dim, device="meta")
-            self.to_qkv.weight = nn.Parameter(torch.cat([part.weight for part in parts]))
-            self.to_qkv.bias = nn.Parameter(torch.cat([part.bias for part in parts]))
+            joined = nn.Linear(self.cfg.dim, 3 * self.cfg.dim, device="meta")
+            joined.weight = nn.Parameter(torch.cat([part.weight for part in parts]))
+            joined.bias = nn.Parameter(torch.cat([part.bias for part in parts]))
+            self.to_qkv = joined
         self.norm_qk = nn.Parameter(torch.stack([self.norm_q.weight, self.norm_k.weight]))
         del self.to_q, self.to_k, self.to_v, self.norm_q, self.norm_k
 

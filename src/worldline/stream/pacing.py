@@ -58,7 +58,7 @@ class Pacer:
         for k in range(1, self.frames):
             due = self._end - (self.frames - k) * self._interval
             when = due - self.estimate - self.margin
-                if when >= now and due - self.margin + commit <= start:
+            if when >= now and due - self.margin + commit <= start:
                 return k, when
         return None
 

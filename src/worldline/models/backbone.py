@@ -44,14 +44,21 @@ class TextContext:
             (_cat([tokens for tokens, _ in own], -2), _cat([valid for _, valid in own], -1))
             for own in zip(*(c.sources for c in contexts), strict=True)
         )
-        keys = [c.layers[0][0] for c in contexts if c.layers]
-        if len({k.shape[-2] for k in keys}) <= 1 and all(c.valid is None for c in contexts):
+        if len({c.length for c in contexts}) == 1 and all(c.valid is None for c in contexts):
             return TextContext(layers, None, sources)
+        if sources:  # padded one by one
+            return TextContext(layers, torch.cat([valid for _, valid in sources], dim=-1), sources)
+        keys = [c.layers[0][0] for c in contexts]
         valid = [
             k.new_ones(len(k), k.shape[-2], dtype=torch.bool) if c.valid is None else c.valid
             for c, k in zip(contexts, keys, strict=True)
         ]
         return TextContext(layers, _cat(valid, -1), sources)
+
+    @property
+    def length(self) -> tuple[int, ...]:
+        """Tokens of every source, or of the whole prompt."""
+        return tuple(x.shape[-2] for x, _ in (self.sources or self.layers[:1]))
 
 
 def _cat(parts: list[Tensor], axis: int) -> Tensor:

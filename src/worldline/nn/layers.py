@@ -81,3 +81,16 @@ class TwoLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.linear_1(x)
         return self.linear_2(F.silu(h) if self.activation == "silu" else F.gelu(h, approximate="tanh"))
+
+
+class AdaNorm(nn.Module):
+    """LayerNorm without affine whose shifts, scales and gates come from the clock: only their projection has weights."""
+
+    def __init__(self, dim: int, parts: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, parts * dim)
+        self.parts = parts
+
+    def forward(self, clock: Tensor) -> tuple[Tensor, ...]:
+        """clock: [..., D] fp32 -> `parts` vectors [..., 1, D] in fp32."""
+        return self.linear(F.silu(clock)).float().unsqueeze(-2).chunk(self.parts, dim=-1)

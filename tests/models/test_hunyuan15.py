@@ -79,7 +79,8 @@ def pair(config=SMALL):
     reference = randomised(theirs(config))
     own = HunyuanModel(config).eval()
     missing, unexpected = own.load_state_dict(reference.state_dict(), strict=False)
-    assert not missing and not unexpected
+    assert not missing
+    assert not unexpected
     return own, reference
 
 
@@ -214,7 +215,8 @@ def test_masked_padding_equals_a_prompt_alone():
         for i in range(2):
             alone = TextEmbedding(together.tokens[i : i + 1], together.mask[i : i + 1])
             context = model.text_context(alone)
-            assert context.valid is None and context.layers[0][0].shape[2] == int(alone.mask.sum())
+            assert context.valid is None
+            assert context.layers[0][0].shape[2] == int(alone.mask.sum())
             torch.testing.assert_close(
                 model(x[i : i + 1], sigma[i : i + 1], context), both[i : i + 1], atol=1e-5, rtol=1e-5
             )

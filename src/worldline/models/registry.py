@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from worldline.models.backbone import Backbone
 from worldline.models.codec import Codec
+from worldline.models.hunyuan15 import HUNYUAN_VARIANTS, HunyuanConfig, HunyuanModel
+from worldline.models.hunyuan15_vae import HunyuanVAE, HunyuanVAEConfig
 from worldline.models.nano_vae import NanoVAE, NanoVAEConfig
 from worldline.models.tiny_vae import TinyVAE, TinyVAEConfig
 from worldline.models.wan import WAN_VARIANTS, WanConfig, WanModel
@@ -23,8 +25,10 @@ from worldline.schema import WorldlineError
 
 KINDS: dict[str, tuple[type, type]] = {
     "wan": (WanModel, WanConfig),
+    "hunyuan15": (HunyuanModel, HunyuanConfig),
     "nano_vae": (NanoVAE, NanoVAEConfig),
     "wan_vae": (WanVAE, WanVAEConfig),
+    "hunyuan15_vae": (HunyuanVAE, HunyuanVAEConfig),
     "tiny_vae": (TinyVAE, TinyVAEConfig),
 }
 

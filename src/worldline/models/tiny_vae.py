@@ -1,4 +1,5 @@
-"""Tiny video autoencoders in the layout of TAEHV (Boer Bohan 2025): taew2_1 for Wan2.1 latents, taew2_2 for Wan2.2 latents.
+"""Tiny video autoencoders in the layout of TAEHV (Boer Bohan 2025): taew2_1 and taew2_2 for Wan's
+latents, taehv1_5 for HunyuanVideo-1.5's.
 
 2D convolutions; the only reach in time is one frame back, in each `MemBlock`, so a stream's whole state is the last frame
 each of them saw. The decoder opens a clip as if latent 0 stood for `stride` frames and drops all but the last of them.
@@ -40,6 +41,7 @@ class TinyVAEConfig:
 TINY_VAE_VARIANTS: dict[str, TinyVAEConfig] = {
     "taew2_1": TinyVAEConfig(),
     "taew2_2": TinyVAEConfig(latent_channels=48, patch=2),
+    "taehv1_5": TinyVAEConfig(latent_channels=32, patch=2),
 }
 
 

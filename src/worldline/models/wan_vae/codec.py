@@ -15,17 +15,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldline.models.codec import Codec
+from worldline.models.tape import Memory, Tape
 from worldline.models.wan_vae.config import WAN_VAE_VARIANTS, WanVAEConfig
 from worldline.models.wan_vae.layers import (
     CausalConv3d,
     ChannelNorm,
     Downsample,
-    Memory,
     MidBlock,
     ResBlock,
     ResidualDown,
     ResidualUp,
-    Tape,
     UpLevel,
 )
 from worldline.schema import ShapeError, TimeGrid

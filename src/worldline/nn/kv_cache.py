@@ -208,3 +208,8 @@ class RingCache(KVCache):
     def nbytes(self) -> int:
         """Bytes of keys and values."""
         return sum(t.nbytes for held in (self._k, self._v, self._written) for t in held.values())
+
+    @property
+    def finite(self) -> bool:
+        """Whether all keys and values are. Waits for the device."""
+        return all(bool(torch.isfinite(t).all()) for held in (self._k, self._v, self._written) for t in held.values())

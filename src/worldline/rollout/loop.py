@@ -94,6 +94,16 @@ class ChunkLoop:
         """Latent frames committed so far."""
         return self._caches[0].frames
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a stream's keys and values."""
+        return sum(cache.nbytes for cache in self._caches if isinstance(cache, RingCache))
+
+    @property
+    def finite(self) -> bool:
+        """Whether a stream's keys and values all are. Waits for the device."""
+        return all(cache.finite for cache in self._caches if isinstance(cache, RingCache))
+
     def denoise(
         self,
         noise: Tensor,

@@ -16,7 +16,9 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from worldline.models.backbone import Backbone
 from worldline.models.codec import Codec
 from worldline.models.registry import load_codec, load_model, weights_hash
 from worldline.models.text import HashTextEncoder
@@ -32,6 +34,7 @@ from worldline.stream.world import Start, WorldConfig, checked, read_starts
 
 DType = Literal["auto", "float32", "bfloat16"]
 MAX_PROMPT = 500  # characters
+SNAPSHOT_BYTES = 256 << 20  # of keys and values that a session may keep for going back
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class Engine:
         self.name, self.weights = name, weights
         self.parameters = sum(p.numel() for p in model.parameters())  # before weights are laid out for inference
         self.grid = codec.grid
+        self.backbone: Backbone = (
+            self.model
+        )  # what sessions call: the model, or something quicker that computes the same
+        self.snapshot_bytes = SNAPSHOT_BYTES
         self._texts: dict[str, TextEmbedding] = {}
         self.encoder = encoder or HashTextEncoder(model.config.text_dim, model.config.text_len)
 
@@ -157,6 +164,21 @@ class Engine:
         """Pixel frames a step takes controls for and returns."""
         return self.config.visibility.chunk * self.grid.stride
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent frame."""
+        c, cell = self.config, self.codec.spatial
+        return self.codec.latent_channels, c.height // cell, c.width // cell
+
+    def kept(self, latents: Tensor) -> Tensor:
+        """Latents as a walk goes on with them, fp32: rounded to the compute type, in which the model reads them anyway, so that
+        a log holds them exactly in half the bytes."""
+        return latents.to(getattr(torch, self.dtype)).float()
+
+    def stored(self, latents: Tensor) -> Tensor:
+        """Kept latents [1, ...] as a log holds them: on the host, in the compute type, without the batch."""
+        return latents[0].to(getattr(torch, self.dtype)).cpu()
+
     def session(self, image: np.ndarray | str | None = None, prompt: str | None = None, seed: int = 0) -> Session:
         """A new walk. image: uint8 [H, W, 3], the name of a start, or None for the first start. prompt: None takes the
         start's caption. The same image, prompt, seed and controls give the same frames."""
@@ -178,7 +200,10 @@ class Engine:
         if prompt not in self._texts:
             if len(self._texts) >= 256:  # a player's typing must not fill the memory
                 self._texts.clear()
-            self._texts[prompt] = self.encoder.encode([prompt]).to(self.device)
+            found = self.encoder.encode([prompt]).to(self.device)
+            if not torch.isfinite(found.tokens).all():
+                raise WorldlineError(f"the encoder gave a non-finite embedding for {prompt[:60]!r}; check its weights")
+            self._texts[prompt] = found
         return self._texts[prompt]
 
     @contextlib.contextmanager

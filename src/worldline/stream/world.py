@@ -13,6 +13,7 @@ import numpy as np
 
 from worldline.functional.masks import Visibility
 from worldline.rollout.plan import RolloutPlan, Solver
+from worldline.rollout.positions import Positions
 from worldline.schema import WorldlineError
 
 
@@ -56,6 +57,8 @@ class WorldConfig:
     turn_deg_per_frame: float = 2.0  # what a held turn key means
     max_turn_deg_per_frame: float = 3.0  # fastest turn seen in training; a mouse is held to it
     text: WorldText | None = None  # null: hashed words, which need no files
+    positions: Positions = "absolute"  # in walks longer than the training (rollout.positions)
+    horizon: int | None = None  # for positions `clamp`: latent frames of the longest training clip
 
     def __post_init__(self) -> None:
         check_streamable(self.visibility)
@@ -66,7 +69,9 @@ class WorldConfig:
     @property
     def plan(self) -> RolloutPlan:
         """How a chunk of this world is generated."""
-        return RolloutPlan(self.visibility, self.sigmas, self.solver, self.guidance)
+        return RolloutPlan(
+            self.visibility, self.sigmas, self.solver, self.guidance, positions=self.positions, horizon=self.horizon
+        )
 
     @property
     def intrinsics(self) -> np.ndarray:

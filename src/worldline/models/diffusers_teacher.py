@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from worldline.models.backbone import Backbone, TextContext
+from worldline.models.convert.reading import locate, open_source
+from worldline.models.text_cache import digest, sample_digest
 from worldline.nn.attention import FrameMask
 from worldline.nn.kv_cache import KVCache
 from worldline.schema import Cameras, ShapeError, TextEmbedding, WorldlineError
@@ -46,8 +48,12 @@ Inputs = Callable[[TextContext], Mapping[str, Any]]
 
 
 def _patch(transformer: Any) -> tuple[int, int, int]:
+    """Patch sizes (time, height, width) of a transformer."""
+    return _patch_of(getattr(transformer, "config", {}))
+
+
+def _patch_of(config: Mapping[str, Any]) -> tuple[int, int, int]:
     """Patch sizes (time, height, width), however this config spells them."""
-    config = getattr(transformer, "config", {})
     size, time = config.get("patch_size", 1), config.get("patch_size_t", 1)
     return (time or 1, size, size) if isinstance(size, int) else tuple(size)
 
@@ -85,18 +91,105 @@ def _ask_hunyuan(transformer: Any, call: TeacherCall) -> Tensor:
 
 @dataclass(frozen=True)
 class Family:
-    """How one transformer class is asked, what its config calls the prompt's width, whether frames may differ in sigma."""
+    """How one transformer class is asked, what its config calls the prompt's width, whether frames may differ in sigma,
+    whether a prompt is all it needs (no further `inputs`)."""
 
     ask: Ask
     text_width: str
     per_frame: bool
+    complete: bool = True
 
 
 FAMILIES = {
     "WanTransformer3DModel": Family(_ask_wan, "text_dim", True),
     "LTXVideoTransformer3DModel": Family(_ask_ltx, "caption_channels", True),
-    "HunyuanVideoTransformer3DModel": Family(_ask_hunyuan, "text_embed_dim", False),
+    "HunyuanVideoTransformer3DModel": Family(_ask_hunyuan, "text_embed_dim", False, complete=False),
 }
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a local diffusers folder says of its transformer, without loading it."""
+
+    place: Path  # the transformer's own folder
+    name: str  # of its class, one of FAMILIES
+    config: Mapping[str, Any]
+    per_frame: bool  # as its pipeline says
+    parameters: int
+
+    @property
+    def family(self) -> Family:
+        """How it is asked."""
+        return FAMILIES[self.name]
+
+    @property
+    def text_width(self) -> int | None:
+        """Of the prompts it takes; None where its config does not say."""
+        return self.config.get(self.family.text_width)
+
+    @property
+    def width(self) -> int:
+        """Of its tokens."""
+        return int(self.config["num_attention_heads"]) * int(self.config["attention_head_dim"])
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Latent cells of a token: time, height, width."""
+        return _patch_of(self.config)
+
+    def fingerprint(self) -> str:
+        """A hash of config and weights (pages of every tensor)."""
+        import safetensors
+
+        index = self.place / "diffusion_pytorch_model.safetensors.index.json"
+        named = (
+            set(_json(index)["weight_map"].values()) if index.is_file() else {index.name.removesuffix(".index.json")}
+        )
+        files = [self.place / str(name) for name in sorted(named)]
+        if not all(file.is_file() for file in files):
+            raise TeacherError(f"{self.place} has no {files[0].name}; expected weights as safetensors")
+        opened = [safetensors.safe_open(str(file), "pt") for file in files]
+        tensors = ((key, file.get_tensor(key)) for file in opened for key in file.keys())  # noqa: SIM118, not a dict
+        return digest(json.dumps(self.config, sort_keys=True), sample_digest(tensors, torch.float32))[:12]
+
+
+def describe(folder: str | Path) -> Described:
+    """The transformer of a local diffusers folder, a pipeline's or its own, from its config and headers.
+
+    Raises TeacherError where there is none, it is of no class in FAMILIES, or the pipeline has two experts (Wan2.2 A14B);
+    ConvertError where its weights are absent or damaged.
+    """
+    place, pipeline = _place(Path(folder))
+    config = _json(place / "config.json")
+    name = config.get("_class_name")
+    if name not in FAMILIES:
+        raise TeacherError(f"{place} is a {name}; expected one of {', '.join(FAMILIES)}")
+    source = open_source(locate(place))
+    count = sum(info.count for infos in source.groups.values() for info in infos.values())
+    return Described(place, name, config, bool(pipeline.get("expand_timesteps", False)), count)
+
+
+def is_diffusers_folder(folder: str | Path) -> bool:
+    """Whether a folder is a diffusers pipeline or one of its parts."""
+    folder = Path(folder)
+    if (folder / "model_index.json").is_file() or (folder / "transformer" / "config.json").is_file():
+        return True
+    return (folder / "config.json").is_file() and "_class_name" in _json(folder / "config.json")
+
+
+def _place(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The transformer's own folder, and the pipeline's settings (empty where it stands alone)."""
+    pipeline = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    if pipeline.get("boundary_ratio") is not None:
+        raise TeacherError(
+            f"{folder} has two experts, split at noise level {pipeline['boundary_ratio']}; name one of its folders, "
+            "transformer (noisy) or transformer_2 (clean), and ask it at its levels only"
+        )
+    whole = bool(pipeline) or (folder / "transformer" / "config.json").is_file()
+    place = folder / "transformer" if whole else folder
+    if not (place / "config.json").is_file():
+        raise TeacherError(f"{place} has no config.json; expected a local diffusers pipeline or transformer folder")
+    return place, pipeline
 
 
 class DiffusersTeacher(Backbone):
@@ -142,16 +235,7 @@ class DiffusersTeacher(Backbone):
         per_frame: default as the pipeline's `expand_timesteps` says, else off. Raises TeacherError where the folder holds
         no transformer, or two experts (Wan2.2 A14B).
         """
-        folder = Path(folder)
-        pipeline = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-        if pipeline.get("boundary_ratio") is not None:
-            raise TeacherError(
-                f"{folder} has two experts, split at noise level {pipeline['boundary_ratio']}; name one of its folders, "
-                "transformer (noisy) or transformer_2 (clean), and ask it at its levels only"
-            )
-        place = folder / "transformer" if pipeline else folder
-        if not (place / "config.json").is_file():
-            raise TeacherError(f"{place} has no config.json; expected a local diffusers pipeline or transformer folder")
+        place, pipeline = _place(Path(folder))
         name = _json(place / "config.json").get("_class_name")
         try:
             import diffusers

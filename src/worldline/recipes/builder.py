@@ -129,6 +129,8 @@ def _union(kinds: tuple[Any, ...], value: Any, place: Place) -> Any:
     if value is None and type(None) in kinds:
         return None
     errors = []
+    if isinstance(value, Mapping):  # what is wrong with a mapping, its own kind says best
+        kinds = tuple(sorted(kinds, key=lambda kind: not dataclasses.is_dataclass(kind)))
     for kind in (k for k in kinds if k is not type(None)):
         try:
             return convert(kind, value, place)

@@ -28,6 +28,7 @@ from worldline.recipes.costs import (
 )
 from worldline.recipes.networks import sources
 from worldline.recipes.schema import Recipe, StageSection
+from worldline.recipes.teachers import described
 from worldline.schema import TimeGrid, WorldlineError
 
 
@@ -42,6 +43,7 @@ class Setting:
     trajectories: int = 1  # solved together (ode)
     recompute: bool = False  # keep block inputs alone, compute the rest again
     half: bool = True  # frozen matrices are kept in bf16
+    computes_half: bool = True  # under bf16 autocast
     shards: int = 1  # devices that share weights, gradients and moments
     small_moments: bool = False  # 8-bit
 
@@ -55,9 +57,12 @@ class Role:
     matrices: int  # of those, in matrices inside blocks
     trained: bool
     moving: bool = False  # follows a trained one, in fp32
+    whole: bool = False  # lies whole on every device, in the type it computes in
 
     def states(self, s: Setting) -> dict[str, float]:
         """Bytes that stay on the device: weights, optimizer, ema."""
+        if self.whole:
+            return {"weights": (2.0 if s.computes_half else 4.0) * self.parameters}
         if not self.trained:
             saved = 2 * self.matrices if s.half and not self.moving else 0
             return {"weights": (4 * self.parameters - saved) / s.shards}
@@ -135,6 +140,7 @@ class Costs:
         self.config: WanConfig = recipe.model.config(None if cameras else "none")
         self.clip, self.half = clip_of(recipe, section.latents), section.train.precision == "bf16"
         self.visibility = recipe.rollout.visibility()
+        self.teachers = described(recipe, section)
 
     def of(self, section: StageSection) -> Costs:
         """The same for another section of this stage."""
@@ -161,6 +167,23 @@ class Costs:
     def prompt(self) -> Pass:
         """Embedding a prompt."""
         return prompt_flops(self.config)
+
+    def real(self, frames: int) -> Pass:
+        """A forward of the real score over a whole clip: this model's, or a diffusers transformer's (estimated from its
+        parameters: each is multiplied once a token, and attention comes on top)."""
+        teacher = self.teachers.get("real")
+        if teacher is None:
+            return self.whole(frames) + self.prompt
+        pt, ph, pw = teacher.patch
+        tokens = -(-frames // pt) * (self.clip.height // ph) * (self.clip.width // pw)
+        layers = int(teacher.config.get("num_layers", self.config.num_layers))
+        attention = 4.0 * layers * teacher.width * tokens * (tokens + self.config.text_len)
+        return Pass(2.0 * tokens * teacher.parameters + attention, attention)
+
+    @property
+    def widest(self) -> float:
+        """Width of the real score's tokens, in widths of this model's."""
+        return max([1.0, *(teacher.width / self.config.dim for teacher in self.teachers.values())])
 
     def chunks(self, frames: int) -> Iterator[tuple[int, int]]:
         """(latent frames, frames they see) of every chunk of a rollout, a given prefix first."""
@@ -270,13 +293,13 @@ def _dmd_phases(options: DMDConfig, costs: Costs) -> list[Phase]:
         Phase(
             "generator",
             "generator",
-            free.flops + generating + 3 * score.flops,
+            free.flops + generating + 2 * costs.real(T).flops + score.flops,
             every=options.critic_updates,
             kept=rolled,
             cache=held,
             copies=copies,
             residual=rolled_residual,
-            working=2 * kept[1],
+            working=2 * kept[1] * costs.widest,
         ),
         Phase(
             "critic",
@@ -296,10 +319,14 @@ def roles(recipe: Recipe, section: StageSection, config: WanConfig) -> tuple[Rol
     if section.method == "ode":
         named.pop("teacher")  # let go of before training
     target = [("target", section.init)] if section.method == "consistency" else []
+    foreign = [
+        Role(f"{role} (diffusers)", teacher.parameters, teacher.parameters, False, whole=True)
+        for role, teacher in described(recipe, section).items()
+    ]
     lora = section.lora
     if lora is None:
         whole = [Role(role, count, matrices, trained) for role, (_, trained) in named.items()]
-        return (*whole, *(Role(name, count, matrices, False, moving=True) for name, _ in target))
+        return (*whole, *foreign, *(Role(name, count, matrices, False, moving=True) for name, _ in target))
     size, found = adapter_parameters(config, lora), []
     on: dict[str, list[str]] = {}
     for role, (stage, trained) in named.items():
@@ -308,7 +335,7 @@ def roles(recipe: Recipe, section: StageSection, config: WanConfig) -> tuple[Rol
         if trained or root != stage:
             found.append(Role(role, size, size, trained))
     found += [Role(name, size, 0, False, moving=True) for name, _ in target]
-    return (*found, *(Role(f"base of {', '.join(names)}", count, matrices, False) for names in on.values()))
+    return (*found, *foreign, *(Role(f"base of {', '.join(names)}", count, matrices, False) for names in on.values()))
 
 
 def memory(
@@ -364,6 +391,7 @@ def assess(costs: Costs, changes: Mapping[str, Any] | None = None) -> Assessment
         trajectories=options.clips_per_batch if isinstance(options, ODEConfig) else 1,
         recompute=train.recompute,
         half=costs.half,
+        computes_half=costs.half,
     )
     setting = replace(setting, **(changes or {}))
     updates, once = phases(costs)

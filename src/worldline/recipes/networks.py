@@ -12,6 +12,7 @@ from worldline.models.frugal import halve_frozen
 from worldline.models.lora import LoRARole, add_lora, load_lora, lora_state, merge_lora
 from worldline.models.wan import INJECTED, WanModel
 from worldline.recipes.schema import LoRASection, StageSection
+from worldline.recipes.teachers import teachers
 from worldline.recipes.workspace import Workspace
 from worldline.schema import WorldlineError
 
@@ -27,14 +28,16 @@ def sources(section: StageSection) -> dict[str, tuple[str, bool]]:
 
 
 def networks(ws: Workspace, section: StageSection) -> dict[str, Backbone]:
-    """Every network that a stage's method takes. Frozen matrices are kept in bf16 where the stage computes in it.
+    """Every network that a stage's method takes, transformers of diffusers among them. Frozen matrices are kept in bf16
+    where the stage computes in it.
 
     With `lora`, a network is its stage's adapter on the weights those stages began with, loaded once for all networks
     that began there. Raises WorldlineError where weights or adapters are missing or do not fit.
     """
     half = section.train.precision == "bf16"
+    foreign = teachers(section, half=half)
     if section.lora is None:
-        return {
+        return foreign | {
             role: ws.model(stage) if trained else _freeze(ws.model(stage), half)
             for role, (stage, trained) in sources(section).items()
         }
@@ -57,7 +60,7 @@ def networks(ws: Workspace, section: StageSection) -> dict[str, Backbone]:
                 load_lora(base, load_file(ws.run_dir / stage / ADAPTER), adapter=role)
         adapted[role] = (base, name)
     shared = [base for base, name in adapted.values() if name is not None]
-    return {
+    return foreign | {
         role: LoRARole(base, name) if any(base is other for other in shared) else base
         for role, (base, name) in adapted.items()
     }

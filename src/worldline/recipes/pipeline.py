@@ -16,6 +16,7 @@ from worldline.recipes.graph import Interrupted, Node, Progress, execute, select
 from worldline.recipes.load import save_recipe
 from worldline.recipes.schema import MULTI_STEP_CAUSAL, Recipe, is_directory
 from worldline.recipes.store import StageRecord, StageStore
+from worldline.recipes.teachers import described, fingerprint
 from worldline.recipes.training import decisive
 from worldline.recipes.workspace import Workspace
 from worldline.stream.world import check_streamable
@@ -94,6 +95,7 @@ def _conversion(recipe: Recipe, ws: Workspace) -> list[Node]:
         external = {
             **(ws.external("base") if "base" in sources else {}),
             **{directory: weights_hash(ws.model_dir(directory)) for directory in elsewhere},
+            **{f"diffusers {role}": fingerprint(stage.foreign()[role].diffusers) for role in described(recipe, stage)},
         }
         nodes.append(Node(name, config, inputs, partial(conversion.stage, ws, name), external=external, together=True))
         if recipe.evaluate.every_stage:

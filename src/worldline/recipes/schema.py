@@ -166,14 +166,23 @@ class LoRASection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiffusersSection:
+    """A frozen bidirectional transformer of a diffusers pipeline. It takes no cameras; it must share the run's latents and
+    text encoder."""
+
+    diffusers: str  # a local folder of the pipeline, or of its transformer
+    per_frame: bool | None = None  # whether frames may differ in noise level; null is as its pipeline says (Wan2.2 5B)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageSection:
     """One stage of the conversion. `options` are those of its method. A role is an earlier stage, `base`, or, where it
-    has a slash, a model directory."""
+    has a slash, a model directory; `real` may be a diffusers transformer as well."""
 
     method: Kind
     init: str = "base"  # whose weights it starts from
     teacher: str | None = None  # multi-step causal model (ode, consistency)
-    real: str | None = None  # multi-step model whose score is the target (dmd)
+    real: str | DiffusersSection | None = None  # multi-step model whose score is the target (dmd)
     fake: str | None = None  # model the fake score starts from (dmd)
     latents: int | None = None  # the first latent frames of a clip that it trains on; null is as `data` says
     options: Any = None
@@ -193,11 +202,20 @@ class StageSection:
             named, needed = getattr(self, role) is not None, role in ROLES[self.method]
             if named != needed:
                 raise WorldlineError(f"method {self.method} {'needs' if needed else 'has no'} `{role}`")
+        if self.foreign() and getattr(self.options, "gan_weight", 0) > 0:
+            raise WorldlineError(
+                "gan_weight needs a `real` of this package, whose features it reads; expected a stage or a converted "
+                "checkpoint (worldline convert), or gan_weight 0"
+            )
 
     def roles(self) -> dict[str, str]:
         """Role -> the stage or model directory it comes from."""
         named = {role: getattr(self, role) for role in ("teacher", "real", "fake")}
-        return {"init": self.init, **{role: stage for role, stage in named.items() if stage is not None}}
+        return {"init": self.init, **{role: stage for role, stage in named.items() if isinstance(stage, str)}}
+
+    def foreign(self) -> dict[str, DiffusersSection]:
+        """Role -> the diffusers transformer it is."""
+        return {"real": self.real} if isinstance(self.real, DiffusersSection) else {}
 
 
 def is_directory(source: str) -> bool:

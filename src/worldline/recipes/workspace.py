@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from worldline.models.diffusers_teacher import is_diffusers_folder
 from worldline.models.registry import load_codec, load_model, load_state, weights_hash
 from worldline.models.text import HashTextEncoder
 from worldline.models.wan import INJECTED, CameraMode, WanConfig, WanModel
@@ -68,6 +69,11 @@ class Workspace:
     def model_dir(self, stage: str) -> Path:
         """Model directory of a stage, of the base, or of what a role names from elsewhere."""
         if is_directory(stage):
+            if is_diffusers_folder(stage):
+                raise WorldlineError(
+                    f"{stage} is a diffusers folder; expected a model directory: make one (worldline convert), or, for "
+                    f"`real` of dmd, say real: {{diffusers: {stage}}}"
+                )
             return located(stage, "init")
         return self.part("base") if stage == "base" else self.run_dir / stage / "model"
 
@@ -86,8 +92,10 @@ class Workspace:
             return trained
         steering = {name: getattr(config, name) for name in ("camera", "camera_share", "motion", "actions")}
         if replace(trained.config, **steering) != config:
+            have, want = vars(trained.config), vars(config)
+            unlike = [f"{k} {have[k]} (recipe: {want[k]})" for k in want if k not in steering and have[k] != want[k]]
             raise WorldlineError(
-                f"{directory} holds {trained.config}, the recipe says {config}; expected the same sizes"
+                f"{directory} has {', '.join(unlike)}; expected the same sizes: another model, or model.changes"
             )
         model = WanModel(config)
         load_state(model, trained.state_dict(), may_miss=INJECTED)

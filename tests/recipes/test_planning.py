@@ -16,7 +16,7 @@ from worldline.models.frugal import halve_frozen, recompute_blocks
 from worldline.models.registry import variant
 from worldline.models.wan import WanConfig, WanModel
 from worldline.nn.attention import FrameMask
-from worldline.recipes.costs import cache_bytes, forward_flops, kept_for_backward, parameters, prompt_flops
+from worldline.recipes.costs import Kept, cache_bytes, forward_flops, kept_for_backward, parameters, prompt_flops
 from worldline.recipes.devices import DEVICES, GIB, Device, parse_device
 from worldline.recipes.footprint import Costs, Phase, Role, Setting, memory
 from worldline.recipes.load import load_recipe
@@ -102,8 +102,8 @@ def test_traced_memory_is_what_a_real_forward_keeps(forced, lora):
         model(x, sigma, model.text_context(text), cameras=cameras, mask=mask)
     weights = {p.data_ptr() for p in model.parameters()}
     real = sum(s.nbytes() for at, s in kept.items() if at not in weights)
-    outside, block = kept_for_backward(config, T, 8, 12, forced=forced, lora=lora)
-    assert outside + 3 * block == pytest.approx(real, rel=0.02)
+    kept = kept_for_backward(config, T, 8, 12, forced=forced, lora=lora)
+    assert kept.fixed + kept.outside + 3 * (kept.fixed_block + kept.block) == pytest.approx(real, rel=0.02)
 
 
 def test_a_camera_branch_has_a_cache_of_its_own():
@@ -124,7 +124,7 @@ def test_adamw_holds_sixteen_bytes_a_parameter():
     assert held((MODEL,), PLAIN) == 16 * MODEL.parameters
     assert held((MODEL,), PLAIN) / 1e9 == pytest.approx(22.7, abs=0.01)
     assert held((MODEL,), replace(PLAIN, ema=True)) == 20 * MODEL.parameters
-    assert held((MODEL,), replace(PLAIN, small_moments=True)) == 10 * MODEL.parameters
+    assert held((MODEL,), replace(PLAIN, moments="bf16")) == 12 * MODEL.parameters
     assert held((MODEL,), replace(PLAIN, shards=8)) == 2 * MODEL.parameters
 
 
@@ -159,11 +159,22 @@ def test_networks_of_a_stage_are_those_the_run_builds():
     assert names == ["generator", "fake", "base of generator", "base of real, fake"]
 
 
-def test_recomputing_keeps_one_block_and_inputs():
-    phase = Phase("p", "model", 0.0, kept=(5.0, 100.0), residual=3.0, copies=50.0, cache=7.0)
-    small = replace(MODEL, parameters=0)
-    assert sum(memory((small,), [phase], 10, replace(PLAIN, batch=2))[0].values()) == 2 * (5 + 1000 + 100 + 50 + 7)
-    assert sum(memory((small,), [phase], 10, replace(PLAIN, recompute=True))[0].values()) == 5 + 30 + 100 + 7
+def test_activations_give_way_to_gradients_and_recomputing_keeps_one_block():
+    kept = Kept(fixed=11.0, fixed_block=20.0, outside=5.0, block=100.0, working=30.0)
+    phase = Phase("p", "model", 0.0, kept=kept, residual=3.0, copies=50.0, cache=7.0)
+
+    def peak(parameters: int, **changes: object) -> float:
+        small = replace(MODEL, parameters=parameters)
+        return sum(memory((small,), [phase], 10, replace(PLAIN, **changes))[0].values()) - 12 * parameters
+
+    beginning = 11 + 10 * 20 + 2 * (5 + 10 * 100 + 50 + 30 + 7)
+    assert peak(0, batch=2) == beginning
+    assert peak(10, batch=2) == beginning, "no gradient is there yet"
+    assert peak(10, batch=2, accumulation=2) == beginning + 40
+    assert peak(1000, batch=2) == 4000 + 11 + 20 + 2 * (5 + 100 + 30 + 7), (
+        "when it ends all gradients are, and one block"
+    )
+    assert peak(0, recompute=True) == 11 + 5 + 10 * 3 + 20 + 100 + 30 + 7
 
 
 def stage(name: str, recipe: str = "nano-demo", *overrides: str, device: Device = HUGE, devices: int = 1) -> StagePlan:
@@ -213,7 +224,7 @@ def test_devices_share_samples_and_what_can_be_cut_of_the_weights():
     assert eight["activations"] == one["activations"], "one sample at a time on each"
     muon = [stage("camera", "nano-demo", "stages.camera.train.optimizer=muon", devices=n).memory for n in (1, 2)]
     assert muon[1]["weights"] == muon[0]["weights"]
-    assert muon[1]["activations"] == pytest.approx(muon[0]["activations"] / 2)
+    assert muon[1]["activations"] == pytest.approx(muon[0]["activations"] / 2, rel=0.03), "casts of weights are whole"
     with pytest.raises(WorldlineError, match="do not divide"):
         stage("camera", "wan-1.3b", devices=5)
 
@@ -224,9 +235,9 @@ def mended(gigabytes: float, *overrides: str) -> tuple[str, ...]:
 
 
 def test_mends_are_the_cheapest_that_do():
-    need = {n: stage("camera", "nano-demo", *n).peak / 1e9 for n in [(), ("stages.camera.train.batch_size=1",)]}
-    small = need["stages.camera.train.batch_size=1",]
-    assert mended(need[()] * 1.01) == ()
+    one = ("stages.camera.train.batch_size=1", "stages.camera.train.accumulation=16")
+    whole, small = (stage("camera", "nano-demo", *n).peak / 1e9 for n in ((), one))
+    assert mended(whole * 1.01) == ()
     (only,) = (m for m in mended(small * 1.01) if "shorter" not in m)
     assert only == "--set stages.camera.train.batch_size=1 --set stages.camera.train.accumulation=16"
     assert any("train.recompute=true" in m for m in mended(small * 0.9))

@@ -6,7 +6,7 @@ activations and RoPE are left out. Tracing runs the real forward on fake tensors
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -62,7 +62,7 @@ def parameters(config: WanConfig) -> tuple[int, int]:
 
 def forward_flops(config: WanConfig, frames: int, tokens: int, pairs: int, *, cameras: bool = True) -> Pass:
     """One forward of one sample: `frames` latent frames of `tokens` tokens; `pairs` counts (frame, frame it sees)."""
-    D, Dh = config.dim, config.head_dim
+    D = config.dim
     camera = config.camera if cameras else "none"
     patch = config.patch_size[1] * config.patch_size[2]
     L = frames * tokens
@@ -74,7 +74,7 @@ def forward_flops(config: WanConfig, frames: int, tokens: int, pairs: int, *, ca
         (config.freq_dim + 7 * D) * D,
     )  # 7: the clock's second layer, 6 modulations
     if camera in ("branch", "fused"):
-        linear += 4 * D * Dh  # a head's matrix on q, k, v and the output
+        linear += 4 * config.num_heads * config.camera_dims**2  # a head's matrix on q, k, v and the output
     if camera == "branch":
         linear, attention = linear + D * D, 2 * attention
     if camera == "plucker":
@@ -98,6 +98,30 @@ def prompt_flops(config: WanConfig) -> Pass:
     return Pass(2.0 * config.text_len * (config.text_dim * D + D * D + config.num_layers * 2 * D * D))
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that a training forward keeps until backward, and that its backward takes on top."""
+
+    fixed: float = 0.0  # whatever the batch: weights as autocast rounded them, outside the blocks
+    fixed_block: float = 0.0  # and of one block
+    outside: float = 0.0  # a sample, outside the blocks
+    block: float = 0.0  # a sample, in one block
+    working: float = 0.0  # a sample: gradients under way in the block that backward is in
+
+    def __add__(self, other: Kept) -> Kept:
+        """Both at once; their backwards come one after the other."""
+        sums = (getattr(self, f.name) + getattr(other, f.name) for f in fields(self)[:-1])
+        return Kept(*sums, working=max(self.working, other.working))
+
+    def free(self, residual: float) -> float:
+        """Bytes a sample of a pass that keeps nothing; residual: of a block's input."""
+        return self.outside + residual + self.working
+
+    def times(self, draws: int) -> Kept:
+        """Of `draws` samples for one."""
+        return replace(self, outside=draws * self.outside, block=draws * self.block, working=draws * self.working)
+
+
 @lru_cache(maxsize=64)
 def kept_for_backward(
     config: WanConfig,
@@ -105,22 +129,34 @@ def kept_for_backward(
     height: int,
     width: int,
     *,
-    batch: int = 1,
     cameras: bool = True,
     half: bool = True,
     forced: Visibility | None = None,
     lora: LoRASection | None = None,
-) -> tuple[int, int]:
-    """Bytes a training forward keeps until backward: (outside the blocks, in one block).
+    watched: bool = False,
+) -> Kept:
+    """What a training forward keeps until backward.
 
     height, width: of the latent grid; half: under bf16 autocast. forced: teacher forcing of 2 `frames`, with the copies of
     keys and values that the `blocks` backend of a CPU makes; None is one call in which all frames see each other, which keeps
-    what fused kernels keep. lora: an adapter is trained on frozen weights.
+    what fused kernels keep. lora: an adapter is trained on frozen weights. watched: the gradient of the cameras is taken too.
     """
-    one, two = (
-        _trace(replace(config, num_layers=n), frames, height, width, batch, cameras, half, forced, lora) for n in (1, 2)
+    seen = [
+        [
+            _trace(replace(config, num_layers=n), frames, height, width, batch, cameras, half, forced, lora, watched)
+            for batch in (1, 2)
+        ]
+        for n in (1, 2)
+    ]
+    (one, one_twice), (two, two_twice) = seen
+    sample, block = one_twice - one, (two_twice - two) - (one_twice - one)
+    fixed_block = two - one - block
+    # In backward: the gradient of the residual stream, and of the hidden layer on both sides of its activation.
+    tokens = (
+        (frames if forced is None else 2 * frames) * height * width // (config.patch_size[1] * config.patch_size[2])
     )
-    return max(2 * one - two, 0), two - one
+    working = tokens * (4 * config.dim + 2 * (2 if half else 4) * config.ffn_dim)
+    return Kept(max(one - sample - fixed_block, 0), fixed_block, max(sample - block, 0), block, working)
 
 
 def _trace(
@@ -133,6 +169,7 @@ def _trace(
     half: bool,
     forced: Visibility | None,
     lora: LoRASection | None,
+    watched: bool,
 ) -> int:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -159,6 +196,8 @@ def _trace(
         views = cameras_of(torch.eye(4).repeat(batch, frames, 1, 1), torch.ones(batch, frames, 4)) if cameras else None
         if views is not None and config.actions:
             views = replace(views, actions=torch.zeros(batch, frames, config.actions))
+        if views is not None and watched:
+            views = replace(views, w2c=views.w2c.requires_grad_(), motion=views.motion.requires_grad_())
         tokens = torch.randn(batch, config.text_len, config.text_dim)
         text = TextEmbedding(tokens, torch.ones(batch, config.text_len, dtype=torch.bool), "traced")
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16, half):

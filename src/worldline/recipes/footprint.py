@@ -18,6 +18,7 @@ from worldline.methods.ode import ODEConfig
 from worldline.models.wan import WanConfig
 from worldline.models.wan_vae import WAN_VAE_VARIANTS
 from worldline.recipes.costs import (
+    Kept,
     Pass,
     adapter_parameters,
     cache_bytes,
@@ -30,6 +31,10 @@ from worldline.recipes.networks import sources
 from worldline.recipes.schema import Recipe, StageSection
 from worldline.recipes.teachers import described
 from worldline.schema import TimeGrid, WorldlineError
+
+
+NOTHING = Kept()
+HOST = ("runtime", "data", "allocator")
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Setting:
     half: bool = True  # frozen matrices are kept in bf16
     computes_half: bool = True  # under bf16 autocast
     shards: int = 1  # devices that share weights, gradients and moments
-    small_moments: bool = False  # 8-bit
+    moments: str = "fp32"  # of adamw
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Role:
         if not self.trained:
             saved = 2 * self.matrices if s.half and not self.moving else 0
             return {"weights": (4 * self.parameters - saved) / s.shards}
-        moment = 1 if s.small_moments else 4
+        moment = 2 if s.moments == "bf16" else 4
         count = 2 * self.parameters - (self.matrices if s.optimizer == "muon" else 0)
         return {
             "weights": 4 * self.parameters / s.shards,
@@ -87,7 +92,7 @@ class Phase:
     role: str | None  # trained; None where nothing is
     flops: float  # of one sample
     every: int = 1
-    kept: tuple[float, float] = (0.0, 0.0)  # for backward: bytes a sample outside blocks, and in one block
+    kept: Kept = NOTHING  # for backward
     working: float = 0.0  # bytes a sample of a pass without gradients
     cache: float = 0.0  # bytes a sample of a rollout's keys and values
     copies: float = 0.0  # bytes a sample of what each chunk's attention joins of them and keeps for backward
@@ -205,8 +210,8 @@ class Costs:
         """A forward in which every frame sees its visible past and its chunk."""
         return self._forward(frames, int(self.visibility.frame_mask(frames).sum()))
 
-    def kept(self, frames: int, forced: bool = False) -> tuple[float, float]:
-        """Bytes kept for backward by a pass over `frames` (twice as many where forced)."""
+    def kept(self, frames: int, forced: bool = False) -> Kept:
+        """What a pass over `frames` (twice as many where forced) keeps for backward."""
         visibility: Visibility | None = self.visibility if forced and self.on_cpu else None
         frames = 2 * frames if forced and visibility is None else frames
         return kept_for_backward(
@@ -218,6 +223,7 @@ class Costs:
             half=self.half,
             forced=visibility,
             lora=self.section.lora,
+            watched=self.cameras and self.recipe.health.every > 0,
         )
 
     def residual(self, frames: int) -> float:
@@ -256,7 +262,7 @@ def phases(costs: Costs) -> tuple[list[Phase], float]:
         return [Phase("consistency", "model", flops, kept=kept, residual=residual)], 0.0
     train = Phase(section.method, "model", costs.trained(forced), kept=kept, residual=residual)
     if isinstance(options, ODEConfig):
-        working = passes * (kept[1] + residual)
+        working = passes * kept.free(residual)
         return [train, Phase("trajectories", None, 0.0, working=working)], passes * options.euler_steps * forced.flops
     return [train], 0.0
 
@@ -269,7 +275,8 @@ def _dmd_phases(options: DMDConfig, costs: Costs) -> list[Phase]:
     score, kept, residual = costs.whole(T) + prompt, costs.kept(T), costs.residual(T)
     held, copies = costs.caches(T)
     generating = costs.trained(exits + prompt)
-    rolled, rolled_residual = kept, residual
+    made = T - costs.visibility.prefix
+    rolled, rolled_residual = costs.kept(made), costs.residual(made)
     if options.chunkwise_backward:  # one chunk's activations; its exit step once more
         longest = max(n for n, _ in costs.chunks(T))
         rolled, rolled_residual, copies = costs.kept(longest), costs.residual(longest), costs.longest_copy(T)
@@ -277,17 +284,14 @@ def _dmd_phases(options: DMDConfig, costs: Costs) -> list[Phase]:
     if options.regression_weight > 0:  # its graph stands beside the rollout's
         generating += costs.trained(costs.forced(T) + prompt)
         forced = costs.kept(T, forced=True)
-        rolled, rolled_residual = (
-            (rolled[0] + forced[0], rolled[1] + forced[1]),
-            rolled_residual + costs.residual(2 * T),
-        )
+        rolled, rolled_residual = rolled + forced, rolled_residual + costs.residual(2 * T)
     if options.gan_weight > 0:  # a forward of the teacher and its way back to the clip
         generating += 2 * score.flops
-    draws, made = options.critic_draws, (free + exits + prompt).flops
+    draws, rolling = options.critic_draws, (free + exits + prompt).flops
     if options.share_rollout:
-        made *= 1 - 1 / options.critic_updates
+        rolling *= 1 - 1 / options.critic_updates
     judging = 2 + (options.gan.smoothness > 0)
-    adversary = [Phase("discriminator", "discriminator", judging * score.flops, working=2 * kept[1])]
+    adversary = [Phase("discriminator", "discriminator", judging * score.flops, working=2 * kept.free(residual))]
     # The generator's update asks the real score twice, for guidance, and the fake one.
     return [
         Phase(
@@ -299,13 +303,13 @@ def _dmd_phases(options: DMDConfig, costs: Costs) -> list[Phase]:
             cache=held,
             copies=copies,
             residual=rolled_residual,
-            working=2 * kept[1] * costs.widest,
+            working=2 * kept.free(residual) * costs.widest,
         ),
         Phase(
             "critic",
             "fake",
-            made + draws * costs.trained(score),
-            kept=(draws * kept[0], draws * kept[1]),
+            rolling + draws * costs.trained(score),
+            kept=kept.times(draws),
             residual=draws * residual,
         ),
         *(adversary if options.gan_weight > 0 else []),
@@ -352,14 +356,24 @@ def memory(
             weights = max(sum(r.states(s)["weights"] for r in stage if not r.trained), teacher)
             found.append(({"weights": weights, "activations": s.trajectories * phase.working}, phase.name))
             continue
-        gradients = sum(r.gradients(s) for r in stage if r.name == phase.role)
-        outside, block = phase.kept
-        kept = outside + (layers * phase.residual if s.recompute else layers * block + phase.copies)
-        # Backward needs another block's worth at its height; so does a pass of a frozen network beside it.
-        activations = s.batch * (kept + max(block, phase.working))
-        at = {**states, "gradients": gradients, "activations": activations, "caches": s.batch * phase.cache}
-        found.append((at, phase.name))
+        found += ((states | parts, phase.name) for parts in _heights(phase, stage, layers, s))
     return max(found, key=lambda item: sum(item[0].values()))
+
+
+def _heights(phase: Phase, stage: tuple[Role, ...], layers: int, s: Setting) -> Iterator[dict[str, float]]:
+    """What a phase holds beside the states when its backward begins and when it ends: activations give way to gradients."""
+    kept, gradients = phase.kept, sum(r.gradients(s) for r in stage if r.name == phase.role)
+    before = gradients if s.accumulation > 1 else 0.0  # of the micro batches before
+    # A recomputed block is there as a whole while backward is in it.
+    block = kept.fixed_block + s.batch * kept.block
+    last = block + s.batch * kept.working
+    inside = layers * (kept.fixed_block + s.batch * kept.block) + s.batch * phase.copies
+    first = s.batch * max(kept.working, phase.working)
+    if s.recompute:
+        inside, first = s.batch * layers * phase.residual, max(last, s.batch * phase.working)
+    outside, caches = kept.fixed + s.batch * kept.outside, s.batch * phase.cache
+    yield {"gradients": before, "activations": outside + inside + first, "caches": caches}
+    yield {"gradients": gradients, "activations": outside + last, "caches": caches}
 
 
 @dataclass(frozen=True)
@@ -388,6 +402,7 @@ def assess(costs: Costs, changes: Mapping[str, Any] | None = None) -> Assessment
         train.accumulation,
         train.ema_decay > 0,
         train.optimizer,
+        moments=train.moments,
         trajectories=options.clips_per_batch if isinstance(options, ODEConfig) else 1,
         recompute=train.recompute,
         half=costs.half,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from worldline.methods.ode import ODEConfig
@@ -20,11 +20,10 @@ def key(name: str) -> str:
 
 @dataclass(frozen=True)
 class Mend:
-    """Something that takes less memory: another section, or (where no recipe can say it yet) another setting."""
+    """Something that takes less memory: another section, or more devices."""
 
     text: str
     section: Callable[[StageSection], StageSection] = lambda section: section
-    setting: Mapping[str, Any] = field(default_factory=dict)
     devices: int = 0  # that train together; 0 is as planned
 
 
@@ -41,22 +40,18 @@ def spread(section: StageSection, devices: int) -> dict[str, Any]:
 
 
 def mends(name: str, costs: Costs, device: Device, devices: int) -> list[str]:
-    """What would make a stage fit, cheapest first: options of a recipe; where they do not do, what is not there yet."""
+    """What would make a stage fit, cheapest first."""
 
     def fits(changes: Iterable[Mend]) -> bool:
-        section, setting, together = costs.section, dict[str, Any](), devices
+        section, together = costs.section, devices
         for change in changes:
-            section, setting = change.section(section), setting | dict(change.setting)
-            together = change.devices or together
-        return device.holds(assess(costs.of(section), spread(section, together) | setting).peak)
+            section, together = change.section(section), change.devices or together
+        return device.holds(assess(costs.of(section), spread(section, together)).peak)
 
-    here, missing = _options(name, costs.section, devices), _missing()
+    here = _options(name, costs.section, devices)
     for some in _growing(here):
         if fits(some):
             return [m.text for m in some]
-    for some in _growing(missing):
-        if fits([*here, *some]):
-            return [*(m.text for m in here), *(f"not available yet: {m.text}" for m in some)]
     far = "all of these do not make it fit: a larger device, more of them, smaller pictures or shorter clips"
     return [*(m.text for m in here), far]
 
@@ -104,8 +99,9 @@ def _options(name: str, section: StageSection, devices: int) -> list[Mend]:
         found.append(Mend(f"--set {at}.train.recompute=true (a third more operations)", training(recompute=True)))
     if train.ema_decay:
         found.append(Mend(f"--set {at}.train.ema_decay=0 (keeps no averaged weights)", training(ema_decay=0.0)))
-    if train.optimizer == "adamw":
-        found.append(Mend(f"--set {at}.train.optimizer=muon (one moment, not two)", training(optimizer="muon")))
+    if train.optimizer == "adamw" and train.moments == "fp32":
+        half = "AdamW's moments, rounded at random, in half the memory"
+        found.append(Mend(f"--set {at}.train.moments=bf16 ({half})", training(moments="bf16")))
     if section.lora is None and name != "base":
         lora = LoRASection(rank=32, targets="all-linear")
         text = f"--set {at}.lora.rank=32 --set {at}.lora.targets=all-linear (adapters on frozen weights; wants a higher lr)"
@@ -114,8 +110,3 @@ def _options(name: str, section: StageSection, devices: int) -> list[Mend]:
     if devices < several and not train.batch_size * train.accumulation % several and train.optimizer != "muon":
         found.append(Mend(f"--nproc {several} (as many devices, the weights spread over them)", devices=several))
     return found
-
-
-def _missing() -> list[Mend]:
-    """What the trainer cannot do yet."""
-    return [Mend("8-bit moments", setting={"small_moments": True})]

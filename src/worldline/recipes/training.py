@@ -33,11 +33,15 @@ HARMLESS = (
     *("save_every", "save_minutes", "keep", "keep_best", "async_checkpoints", "log_every", "threads"),
     *("recompute", "compile", "sharding", "keep_gathered", "sequence_parallel"),
 )
+# Settings added since runs were finished: their defaults are what those runs had.
+ADDED = ("moments",)
 
 
 def decisive(train: TrainConfig) -> dict[str, Any]:
     """The settings that decide the weights."""
-    return {f.name: to_data(getattr(train, f.name)) for f in fields(train) if f.name not in HARMLESS}
+    kept = (f for f in fields(train) if f.name not in HARMLESS)
+    kept = (f for f in kept if f.name not in ADDED or getattr(train, f.name) != f.default)
+    return {f.name: to_data(getattr(train, f.name)) for f in kept}
 
 
 def stage_seed(recipe_seed: int, stage: str, seed: int) -> int:

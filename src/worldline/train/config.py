@@ -16,6 +16,7 @@ class TrainConfig:
     batch_size: int = 16  # samples a micro batch
     accumulation: int = 1  # micro batches an optimizer step, over all processes: their number changes no result
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: matrices inside blocks; the rest stays with adamw
+    moments: Literal["fp32", "bf16"] = "fp32"  # AdamW's; bf16 (rounded at random) takes half their memory
     lr: float = 3e-4
     role_lr: dict[str, float] = field(default_factory=dict)  # learning rate of a role where it differs
     warmup: int = 50  # steps of linear warm-up
@@ -56,6 +57,10 @@ class TrainConfig:
             raise WorldlineError(
                 "optimizer muon needs whole matrices, sharding full cuts them; set sharding to auto (which replicates what "
                 "muon trains), or the optimizer to adamw"
+            )
+        if self.moments == "bf16" and self.optimizer == "muon":
+            raise WorldlineError(
+                "moments bf16 are of optimizer adamw; expected optimizer adamw or moments fp32, not muon"
             )
         if not 0 <= self.ema_decay < 1:
             raise WorldlineError(f"ema_decay is {self.ema_decay}; expected 0 <= ema_decay < 1")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from worldline.train.config import TrainConfig
+from worldline.train.optimizers import SmallAdamW
 
 
 class Optimizers:
@@ -59,7 +60,11 @@ def make_optimizer(module: nn.Module, lr: float, cfg: TrainConfig) -> Optimizers
     ]
     parts: dict[str, torch.optim.Optimizer] = {}
     if groups := [g for g in groups if g["params"]]:
-        parts["adamw"] = torch.optim.AdamW(groups, lr=lr, betas=cfg.betas, fused=True)
+        parts["adamw"] = (
+            SmallAdamW(groups, lr=lr, betas=cfg.betas)
+            if cfg.moments == "bf16"
+            else torch.optim.AdamW(groups, lr=lr, betas=cfg.betas, fused=True)
+        )
     if inner:
         parts["muon"] = _muon(inner, lr, cfg.weight_decay)
     return Optimizers(parts)

@@ -30,14 +30,13 @@ from worldline.nn.camera import CameraMatrices, act, block_diagonal
 from worldline.nn.kv_cache import KVCache, Stream
 from worldline.nn.layers import (
     FeedForward,
-    GELUProjection,
     PatchEmbedding,
     RMSNorm,
     TwoLayer,
     modulated_norm,
     sinusoidal_embedding,
 )
-from worldline.nn.packed import PackedLinear, packs
+from worldline.nn.packed import pack_projections
 from worldline.nn.quant import QuantLinear
 from worldline.nn.seen import Seen
 from worldline.schema import Cameras, ShapeError, TextEmbedding, WorldlineError
@@ -252,17 +251,6 @@ class ConditionEmbedder(Steered):
             return temb, self.time_proj(F.silu(temb)).unflatten(-1, (6, -1))
 
 
-def _pack(module: nn.Module) -> None:
-    """Replace what can be packed below `module`, a projection and its GELU as one."""
-    for name, child in module.named_children():
-        if isinstance(child, GELUProjection) and isinstance(child.proj, nn.Linear) and packs(child.proj):
-            setattr(module, name, PackedLinear(child.proj, "gelu"))
-        elif isinstance(child, nn.Linear) and packs(child):
-            setattr(module, name, PackedLinear(child))
-        else:
-            _pack(child)
-
-
 class WanModel(Backbone):
     """Predicts velocity = eps - x0 for every latent frame."""
 
@@ -326,7 +314,7 @@ class WanModel(Backbone):
             if isinstance(module, (nn.Linear, nn.Conv3d)) and not name.startswith(FP32):
                 module.to(dtype)
         for block in self._blocks():
-            _pack(block)
+            pack_projections(block)
         return self.eval().requires_grad_(False)
 
     @property

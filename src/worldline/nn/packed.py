@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from worldline.nn.layers import GELUProjection
+
 Activation = Literal["none", "relu", "gelu"]
 ROWS = 24  # tokens of a nano chunk: weights are ordered for about so many; other numbers work, somewhat slower
 
@@ -79,3 +81,14 @@ def pack_convolutions(module: nn.Module) -> None:
             setattr(module, name, PackedConv2d(child))
         else:
             pack_convolutions(child)
+
+
+def pack_projections(module: nn.Module) -> None:
+    """Replace every linear layer below `module` that can be packed, a projection and its GELU as one."""
+    for name, child in module.named_children():
+        if isinstance(child, GELUProjection) and isinstance(child.proj, nn.Linear) and packs(child.proj):
+            setattr(module, name, PackedLinear(child.proj, "gelu"))
+        elif isinstance(child, nn.Linear) and packs(child):
+            setattr(module, name, PackedLinear(child))
+        else:
+            pack_projections(child)

@@ -30,8 +30,12 @@ from worldline.nn.attention import Always, FrameMask
 from worldline.nn.camera import CameraMatrices
 from worldline.nn.kv_cache import KVCache
 from worldline.nn.layers import AdaNorm, PatchEmbedding, TwoLayer, modulated_norm, sinusoidal_embedding
+from worldline.nn.packed import pack_projections
 from worldline.nn.seen import Seen
 from worldline.schema import Cameras, ShapeError, TextEmbedding, WorldlineError
+
+# Parts that compute in fp32 whatever the compute type.
+FP32 = ("time_embed", "context_embedder.time_text_embed")
 
 
 class Clock(Steered):
@@ -56,7 +60,7 @@ class HunyuanModel(Backbone):
 
     def __init__(self, cfg: HunyuanConfig) -> None:
         super().__init__()
-        self.config = cfg
+        self.config, self.frozen = cfg, False
         self.x_embedder = nn.ModuleDict({"proj": PatchEmbedding(2 * cfg.in_channels + 1, cfg.dim, cfg.patch_size)})
         if cfg.text_lens[IMAGE]:
             self.image_embedder = ImageProjection(cfg)
@@ -94,6 +98,21 @@ class HunyuanModel(Backbone):
         for block in self._blocks() if self.config.camera == "branch" else []:
             for parameter in block.attn.prope_o.parameters():
                 nn.init.zeros_(parameter)
+
+    @torch.no_grad()
+    def freeze(self, dtype: torch.dtype = torch.float32) -> HunyuanModel:
+        """For inference alone, in place: the weights of matrix products in `dtype` once instead of in every call (bf16 is for
+        use under autocast, whose rounding this is), on a CPU also in the order its kernels want. A frozen model cannot be
+        trained, adapted, saved or moved to another device; freezing it again does nothing."""
+        if self.frozen:
+            return self
+        for name, module in self.named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv3d)) and not name.startswith(FP32):
+                module.to(dtype)
+        for block in self._blocks():
+            pack_projections(block)
+        self.frozen = True
+        return self.eval().requires_grad_(False)
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.transformer_blocks if isinstance(block, Block)]

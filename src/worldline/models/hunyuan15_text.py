@@ -51,7 +51,8 @@ class HunyuanTextEncoder:
     """encode(prompts, images) -> TextEmbedding [B, L, D] fp32. Making one reads a few pages; weights load at the first prompt.
 
     folder: a diffusers HunyuanVideo-1.5 folder with text_encoder/, tokenizer/, text_encoder_2/ and tokenizer_2/; where it
-    also has image_encoder/ and feature_extractor/ (image to video), start images can be read. lens: places of the three sources. template: tokens before the prompt's own. offload_after_use: let go of the weights after every call.
+    also has image_encoder/ and feature_extractor/ (image to video), start images can be read. lens: places of the three
+    sources. template: tokens before the prompt's own. offload_after_use: let go of the weights after every call.
     """
 
     clean = staticmethod(writable)

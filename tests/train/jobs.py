@@ -5,33 +5,54 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from tests.conftest import random_cameras, randomise
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from worldline import dist
 from worldline.functional.masks import Visibility
+from worldline.methods.adversarial import AdversarialConfig
 from worldline.methods.base import Method
 from worldline.methods.consistency import ConsistencyConfig
+from worldline.methods.diffusion_forcing import DiffusionForcingConfig
 from worldline.methods.dmd import DMDConfig
 from worldline.methods.finetune import FinetuneConfig
 from worldline.methods.ode import OdeBatch, ODEConfig
 from worldline.methods.teacher_forcing import TeacherForcingConfig
 from worldline.models.lora import AdaptedLinear, LoRARole, add_lora
-from worldline.models.wan import WanConfig, WanModel
+from worldline.models.wan import Block, WanConfig, WanModel
 from worldline.rollout.plan import RolloutPlan
 from worldline.schema import TextEmbedding
 from worldline.train.config import TrainConfig
 from worldline.train.log import read_log
 from worldline.train.loop import Trainer
 from worldline.train.observers import Silent, Update
-from worldline.train.parallel import whole
+from worldline.train.parallel import LayoutConfig, whole
 
-KINDS = ("finetune", "teacher_forcing", "ode", "consistency", "dmd")
-VISIBLE = Visibility(chunk=1, prefix=1, window=3)
+# Every method, and every term and saving that distribution matching can have.
+DMD = {
+    "dmd": {},
+    "dmd by chunks": {"chunkwise_backward": True},
+    "dmd with regression": {"regression_weight": 0.5},
+    "dmd with gan": {"gan_weight": 0.5, "gan": AdversarialConfig(width=8)},
+    "dmd with everything": {
+        "gan_weight": 0.5,
+        "gan": AdversarialConfig(width=8),
+        "regression_weight": 0.5,
+        "chunkwise_backward": True,
+        "critic_draws": 2,
+        "share_rollout": True,
+    },
+}
+KINDS = ("finetune", "teacher_forcing", "diffusion_forcing", "ode", "consistency", *DMD)
+VISIBLE = Visibility(chunk=1, prefix=1, window=2, sink=1)  # the last frame sees past the frame after the first
 EMPTY = TextEmbedding(torch.zeros(1, 6, 8), torch.ones(1, 6, dtype=torch.bool), "random")
 
 
@@ -58,8 +79,8 @@ class Clips:
         return tuple(torch.randn(shape, generator=g) for shape in shapes)
 
 
-def method(kind: str, camera: str = "fused") -> Method:
-    nets = [wan(camera, seed) for seed in range(3)]
+def method(kind: str, camera: str = "fused", heads: int = 4) -> Method:
+    nets = [wan(camera, seed, num_heads=heads) for seed in range(3)]
     if kind == "dmd by adapters":
         for name in ("student", "critic"):
             add_lora(nets[0], 2, targets="attention", adapter=name)
@@ -71,12 +92,26 @@ def method(kind: str, camera: str = "fused") -> Method:
         return FinetuneConfig().build(nets[0], EMPTY)
     if kind == "teacher_forcing":
         return TeacherForcingConfig(context_noise=0.1).build(nets[0], VISIBLE, EMPTY)
+    if kind == "diffusion_forcing":
+        return DiffusionForcingConfig(clean_past=0.5).build(nets[0], VISIBLE, EMPTY)
     if kind == "ode":
         return ODEConfig(euler_steps=4).build(nets[0], VISIBLE)
     if kind == "consistency":
         return ConsistencyConfig(grid_steps=8).build(nets[0], nets[1], VISIBLE, EMPTY)
-    options = DMDConfig(critic_updates=2, chunkwise_backward=kind == "dmd by chunks")
-    return options.build(*nets, RolloutPlan.few_step(VISIBLE), EMPTY)
+    torch.manual_seed(5)  # a discriminator's weights
+    return DMDConfig(critic_updates=2, **DMD[kind]).build(*nets, RolloutPlan.few_step(VISIBLE), EMPTY)
+
+
+class Gathers(TorchDispatchMode):
+    """Counts the collectives that gather sharded weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "allgather_base" in str(func)
+        return func(*args, **(kwargs or {}))
 
 
 class Gradients(Silent):
@@ -99,10 +134,12 @@ def config(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**base, "precision": "fp32", "clip": 1e9, **changes})
 
 
-def train(run: str, kind: str, *, camera: str = "fused", **changes: Any) -> dict[str, Any]:
+def train(
+    run: str, kind: str, *, camera: str = "fused", heads: int = 4, layout: LayoutConfig | None = None, **changes: Any
+) -> dict[str, Any]:
     """One run: its log, gradients by update, averaged weights."""
-    watch = Gradients()
-    trainer = Trainer(method(kind, camera), Clips(), config(**changes), run, observers=[watch])
+    watch, built = Gradients(), method(kind, camera, heads)
+    trainer = Trainer(built, Clips(), config(**changes), run, observers=[watch], layout=layout)
     result = trainer.fit()
     weights = {role: trainer.trained_state(role) for role in trainer.trained}
     log = read_log(Path(run)) if dist.is_main() else []
@@ -114,10 +151,51 @@ def train_all(run: str, cases: list[tuple[str, dict[str, Any]]]) -> list[dict[st
     return [train(str(Path(run) / str(i)), kind, **options) for i, (kind, options) in enumerate(cases)]
 
 
-def alone(cases: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+def laid_out(run: str, layout: LayoutConfig) -> None:
+    """A run over processes as `layout` says."""
+    train(run, "finetune", layout=layout)
+
+
+def gathered_while_scoring(run: str) -> dict[str, bool]:
+    """Whether the student's blocks lie gathered when its rollout ends, and when the teacher runs."""
+    built, found = method("dmd"), {}
+    trainer = Trainer(built, Clips(), config(steps=1, keep_gathered=True), run)
+    weight = built.roles["generator"].blocks[0].attn1.to_q
+    rollout = built.rollout
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        made = rollout(*args, **kwargs)
+        found["seen"] = not isinstance(weight.weight, DTensor)
+        return made
+
+    built.rollout = watched
+    built.roles["real"].blocks[0].register_forward_pre_hook(
+        lambda m, args: found.update(generator=not isinstance(weight.weight, DTensor))
+    )
+    trainer.fit()
+    return found
+
+
+def compiled(run: str, cases: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """`train_all` with blocks compiled, for a backend that generates no code: what compilers trip over is before that."""
+    with mock.patch.object(Block, "compile", lambda self: nn.Module.compile(self, backend="aot_eager")):
+        return train_all(run, [(kind, {"compile": True, **options}) for kind, options in cases])
+
+
+def counted(run: str, cases: list[tuple[str, dict[str, Any]]]) -> list[tuple[int, dict[str, Any]]]:
+    """`train_all`, and how often each of them gathered weights."""
+    found = []
+    for i, (kind, options) in enumerate(cases):
+        with Gathers() as gathers:
+            one = train(str(Path(run) / str(i)), kind, **options)
+        found.append((gathers.count, one))
+    return found
+
+
+def alone(cases: list[tuple[str, dict[str, Any]]], job: Callable[..., Any] = train_all) -> list[dict[str, Any]]:
     """The same on this process alone."""
     with tempfile.TemporaryDirectory() as folder:
-        return train_all(folder, cases)
+        return job(folder, cases)
 
 
 def unequal_exit(run: str) -> None:

@@ -67,6 +67,8 @@ class DMDConfig:
 class DMD:
     """Generator, real score, fake score; the generator moves every `critic_updates` steps, the critic every step."""
 
+    rollout_roles = ("generator",)  # many forwards a step: worth keeping gathered where weights are sharded
+
     def __init__(
         self,
         config: DMDConfig,

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from worldline import dist
 from worldline.functional.flow import few_step_sigmas, sampling_sigmas, velocity_to_x0
 from worldline.functional.losses import regression_loss
 from worldline.functional.masks import Visibility
@@ -97,7 +98,9 @@ def generate_trajectories(
     autocast: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write trajectories of the first `cfg.clips` clips as shards (fp16) under `out`; finished shards are kept."""
+    """Write trajectories of the first `cfg.clips` clips as shards (fp16) under `out`; finished shards are kept. Several
+    processes, each with the teacher whole, share what is left: all must call it, and a shard is the same whoever solves it.
+    progress: this process's clips, and how many it has."""
     from safetensors.torch import save_file
 
     out = Path(out)
@@ -105,10 +108,14 @@ def generate_trajectories(
     total = min(cfg.clips, len(data))
     device = next(teacher.parameters()).device
     teacher.eval()
-    for start in range(0, total, cfg.clips_per_batch):
-        path = out / f"trajectories-{start:06d}.safetensors"
-        if not path.exists():
-            index = list(range(start, min(start + cfg.clips_per_batch, total)))
+    shards = {start: out / f"trajectories-{start:06d}.safetensors" for start in range(0, total, cfg.clips_per_batch)}
+    # Rank 0 says what is left, so that no process leaves out what another is about to write.
+    own = dist.own_share([start for start, path in shards.items() if not path.exists()])
+    sizes = [min(cfg.clips_per_batch, total - start) for start in own]
+
+    def solve() -> None:
+        for done, start in enumerate(own, start=1):
+            path, index = shards[start], list(range(start, min(start + cfg.clips_per_batch, total)))
             batch = data.select(index).to(device)
             noise = Rng(seed, start).randn_like(batch.latents, "trajectory")
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
@@ -120,8 +127,10 @@ def generate_trajectories(
             arrays = {"index": torch.tensor(index), "anchors": anchors.half().cpu(), "end": end.half().cpu()}
             save_file(arrays, path.with_suffix(".tmp"))
             os.replace(path.with_suffix(".tmp"), path)
-        if progress is not None:
-            progress(min(start + cfg.clips_per_batch, total), total)
+            if progress is not None:
+                progress(sum(sizes[:done]), sum(sizes))
+
+    dist.everywhere(solve)
     return out
 
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from types import MethodType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from worldline.models.lora import LoRARole, as_now
 from worldline.models.wan import Block, Seen
@@ -20,8 +27,13 @@ def blocks_of(model: nn.Module) -> list[Block]:
     return [module for module in model.modules() if isinstance(module, Block)]
 
 
-def recompute_blocks(model: nn.Module) -> None:
+Kept = Literal["nothing", "attention"]
+FUSED = ("scaled_dot_product", "flash_attention", "efficient_attention", "cudnn_attention", "flex_attention")
+
+
+def recompute_blocks(model: nn.Module, keeps: Kept = "nothing") -> None:
     """Keep only the inputs of every block for backward and compute the rest again, in place: a third more operations.
+    keeps: `attention` also keeps what fused attention gave, whose cost grows with the square of the tokens.
 
     Exact: the same adapter acts the second time, and a rollout's past is held as it was. Raises WorldlineError where the
     model has no transformer blocks.
@@ -30,10 +42,16 @@ def recompute_blocks(model: nn.Module) -> None:
     if not blocks:
         raise WorldlineError(f"a {type(model).__name__} has no blocks to recompute; set train.recompute to false")
     for block in blocks:
-        block.__dict__["forward"] = MethodType(_recomputed, block)
+        block.__dict__["forward"] = MethodType(partial(_recomputed, keeps), block)
+
+
+def _policy(ctx: SelectiveCheckpointContext, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    fused = any(name in str(op) for name in FUSED)
+    return CheckpointPolicy.MUST_SAVE if fused else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _recomputed(
+    keeps: Kept,
     block: Block,
     x: Tensor,
     mod: Tensor,
@@ -52,7 +70,10 @@ def _recomputed(
         with again():
             return Block.forward(block, x, mod, (k, v), rope, seen, layer)
 
-    out: Tensor = checkpoint(run, x, mod, *text, use_reentrant=False, preserve_rng_state=False)
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if keeps == "attention":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    out: Tensor = checkpoint(run, x, mod, *text, **options)
     return out
 
 

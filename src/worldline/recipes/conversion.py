@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from worldline import dist
 from worldline.data.loader import LatentDataset
 from worldline.methods.base import Method
 from worldline.methods.ode import OdeTrajectories, generate_trajectories
@@ -93,22 +92,19 @@ def _ode(ws: Workspace, section: StageSection, name: str, directory: Path) -> Bu
     nets = networks(ws, section)
     teacher = nets.pop("teacher")
 
-    def solve() -> None:
-        with bar("trajectories") as shown:
-            task = shown.add_task("", total=None, note="")
-            generate_trajectories(
-                teacher.to(device()),
-                clips,
-                empty_prompt(ws),
-                visibility,
-                section.options,
-                directory / "trajectories",
-                seed=stage_seed(ws.recipe.seed, f"{name} trajectories", section.train.seed),
-                autocast=section.train.precision == "bf16",
-                progress=lambda done, total: shown.update(task, completed=done, total=total),
-            )
-
-    dist.on_main(solve)
+    with bar("trajectories") as shown:
+        task = shown.add_task("", total=None, note="")
+        generate_trajectories(
+            teacher.to(device()),
+            clips,
+            empty_prompt(ws),
+            visibility,
+            section.options,
+            directory / "trajectories",
+            seed=stage_seed(ws.recipe.seed, f"{name} trajectories", section.train.seed),
+            autocast=section.train.precision == "bf16",
+            progress=lambda done, total: shown.update(task, completed=done, total=total),
+        )
     data = OdeTrajectories(directory / "trajectories", clips)
     return Built(section.options.build(nets["model"], visibility), "model", data)
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from worldline import dist
 from worldline.evaluate.fidelity import psnr
 from worldline.evaluate.player import to_uint8
 from worldline.models.backbone import Backbone
 from worldline.recipes.workspace import Workspace
 from worldline.rollout.plan import RolloutPlan
 from worldline.train.loop import Trainer
+from worldline.train.parallel import fill, local
 from worldline.train.samples import Samples
 
 CLIPS = 2
@@ -24,10 +24,10 @@ LATENTS = 12  # latent frames at most
 
 
 def sampler(ws: Workspace, stage: str, trainer: Trainer, role: str) -> Callable[[], Samples] | None:
-    """What plays a stage's model as it is then; None where there is nothing to play (a codec, no held-out clip, several
-    processes: there the run's evaluation tells)."""
+    """What plays a stage's model as it is then; None where there is nothing to play (a codec, no held-out clip). Of several
+    processes all must play, the same clips: sharded weights are gathered by every forward."""
     model = trainer.method.roles[role]
-    if not isinstance(model, Backbone) or dist.world_size() > 1:
+    if not isinstance(model, Backbone):
         return None
     held = ws.clips().split("heldout")
     if not len(held):
@@ -59,17 +59,24 @@ def sampler(ws: Workspace, stage: str, trainer: Trainer, role: str) -> Callable[
 
 
 class _averaged:
-    """The averaged weights in a live network for a while; the live ones come back to the bit."""
+    """The averaged weights in a live network for a while; the live ones come back to the bit. Each process moves its part."""
 
     def __init__(self, trainer: Trainer, role: str, model: nn.Module) -> None:
         self.trainer, self.role, self.model = trainer, role, model
 
     def __enter__(self) -> None:
-        self.live = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.trainer.trained_state(self.role))
+        self.trainer.parallel.settle()
+        self.own = self.model.state_dict(keep_vars=True)
+        self.live = {k: local(v.detach()).clone() for k, v in self.own.items()}
+        ema = self.trainer.emas.get(self.role)
+        for name, average in (ema.state() if ema else {}).items():
+            fill(self.own[name], average)
         self.model.eval()
 
     def __exit__(self, *exc: object) -> None:
-        self.model.load_state_dict(self.live)
+        self.trainer.parallel.settle()
+        for name, value in self.own.items():
+            with torch.no_grad():
+                local(value).copy_(self.live[name])
         self.model.train()
-        del self.live
+        del self.live, self.own

@@ -24,6 +24,7 @@ from worldline.recipes.builder import Place, RecipeError, convert, did_you_mean
 from worldline.schema import TimeGrid, WorldlineError
 from worldline.train.config import TrainConfig
 from worldline.train.health import HealthConfig
+from worldline.train.parallel import LayoutConfig
 
 Kind = Literal["finetune", "teacher_forcing", "diffusion_forcing", "ode", "consistency", "dmd"]
 OPTIONS: dict[str, type] = {
@@ -272,6 +273,7 @@ class Recipe:
     stages: dict[str, StageSection] = field(default_factory=dict)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     health: HealthConfig = field(default_factory=HealthConfig)  # of all stages; changes nothing that is learnt
+    layout: LayoutConfig = field(default_factory=LayoutConfig)  # of all stages over processes; nor does this
     world: WorldSection = field(default_factory=WorldSection)
 
     def lora_root(self, stage: str) -> str:

@@ -7,19 +7,21 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from worldline import dist
 from worldline.data.build import DataConfig, build_dataset
 from worldline.recipes.training import device
 from worldline.recipes.workspace import Workspace
 
 
 def bar(what: str) -> Progress:
-    """A progress bar of countable things."""
+    """A progress bar of countable things; of several processes, the first one's."""
     return Progress(
         TextColumn(f"  {what}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
+        disable=not dist.is_main(),
     )
 
 

@@ -76,8 +76,9 @@ def train(
 
         moving = tuple(getattr(method, "moving_roles", ()))
         health = Health(ws.recipe.health, directory / "train", moving_roles=moving, tell=tell)
+        run_dir, layout = directory / "train", ws.recipe.layout
         trainer = Trainer(
-            method, data, config, directory / "train", device=device(), progress=progress, observers=[health]
+            method, data, config, run_dir, device=device(), progress=progress, observers=[health], layout=layout
         )
         health.play = sampler(ws, stage, trainer, role)
         result = trainer.fit()

@@ -201,13 +201,13 @@ class Health(Silent):
         return samples
 
     def _affordable(self) -> bool:
-        """Whether one more would stay within the budget. Processes that play together must agree, so there steps alone
-        decide; and before the first, nobody knows what it takes: as long as two steps, say."""
-        if dist.world_size() > 1 or self.cfg.budget == 1:
+        """Whether one more would stay within the budget: the first process's clock decides, as all play together. Before the
+        first one nobody knows what it takes: as long as two steps, say."""
+        if self.cfg.budget == 1:
             return True
         elapsed = time.monotonic() - self._began
         next_one = self._spent[-1] if self._spent else 2 * elapsed / max(self._updates, 1)
-        return sum(self._spent) + next_one <= self.cfg.budget * elapsed
+        return dist.share(sum(self._spent) + next_one <= self.cfg.budget * elapsed)
 
     # -- telling ---------------------------------------------------------------------------------------------------
 

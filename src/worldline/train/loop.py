@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from worldline import dist
 from worldline.methods.base import Method, Phase, Rng
-from worldline.models.frugal import compile_blocks, recompute_blocks
+from worldline.models.frugal import blocks_of, compile_blocks, recompute_blocks
 from worldline.schema import WorldlineError
 from worldline.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from worldline.train.config import TrainConfig
@@ -26,7 +26,7 @@ from worldline.train.ema import EMA
 from worldline.train.log import Log
 from worldline.train.observers import Observer, Update
 from worldline.train.optim import lr_factor, make_optimizer
-from worldline.train.parallel import Parallel, fill_module, sharded, whole
+from worldline.train.parallel import LayoutConfig, Parallel, fill_module, sharded, whole
 from worldline.train.sharded_checkpoint import ShardWriter, is_sharded, load_moments, load_sharded
 from worldline.train.signals import StopRequest
 
@@ -69,20 +69,24 @@ class Trainer:
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
         observers: Sequence[Observer] = (),
+        layout: LayoutConfig | None = None,
     ) -> None:
-        """observers: called around every update, see `worldline.train.observers`."""
+        """observers: called around every update, see `worldline.train.observers`; layout: how several processes and their
+        memory are used."""
         self.observers = tuple(observers)
         self.method, self.data, self.cfg, self.device = method, data, config, torch.device(device)
         self.run_dir, self.progress = Path(run_dir), progress
         self.trained = tuple(dict.fromkeys(p.role for p in method.phases))
-        self.parallel = Parallel(config, self.device)
+        self.parallel = Parallel(config, self.device, layout)
+        rolled = getattr(method, "rollout_roles", tuple(method.roles))
+        again = [n for n in self.trained if blocks_of(method.roles[n])] or self.trained  # with none it is refused
         for name, module in method.roles.items():
             module.requires_grad_(name in self.trained).to(self.device)
-            if config.recompute and name in self.trained:
-                recompute_blocks(module)
+            if config.recompute and name in again:
+                recompute_blocks(module, self.parallel.layout.recompute_keeps)
             if config.compile:
                 compile_blocks(module)
-            self.parallel.place(name, module, name in self.trained)
+            self.parallel.place(name, module, name in self.trained, resident=name in rolled)
         self.optimizers = {r: make_optimizer(method.roles[r], self._lr(r), config) for r in self.trained}
         self.emas = {r: EMA(method.roles[r], config.ema_decay) for r in self.trained} if config.ema_decay else {}
         self.step, self.seconds, self._bad = 0, 0.0, 0

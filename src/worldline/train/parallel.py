@@ -2,14 +2,17 @@
 
 `full` (FSDP2): every process keeps one part of each weight, its gradient, moments and average; blocks are gathered when
 they run. `replicate`: everywhere whole, for small or mostly frozen networks: adapters on a shared base, networks without
-transformer blocks, and what Muon trains, which needs whole matrices.
+transformer blocks, and what Muon trains, which needs whole matrices. Sharding may stay within groups of processes
+(HSDP): then each group holds a copy, and only gradients travel between groups.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from math import gcd
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +23,26 @@ from torch.utils import _pytree
 
 from worldline import dist
 from worldline.models.backbone import TextContext
-from worldline.models.frugal import blocks_of
+from worldline.models.frugal import Kept, blocks_of
 from worldline.models.lora import LoRARole
 from worldline.schema import WorldlineError
 from worldline.train.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutConfig:
+    """How training lies on its machines. Nothing here changes what is learnt."""
+
+    # Processes over which weights are cut (HSDP): as many as a node has, where nodes are joined by a slow network. Each group
+    # of so many holds a copy. null: over all of them.
+    shard_group: int | None = None
+    # With train.recompute, what is kept of every block beside its input: `attention` keeps the results of fused attention
+    # (on accelerators), for a long clip most of what would be computed again.
+    recompute_keeps: Kept = "nothing"
+
+    def __post_init__(self) -> None:
+        if self.shard_group is not None and self.shard_group < 1:
+            raise WorldlineError(f"layout.shard_group is {self.shard_group}; expected a number of processes, or null")
 
 
 def shares(cfg: TrainConfig, processes: int) -> tuple[int, int]:
@@ -44,37 +63,61 @@ def shares(cfg: TrainConfig, processes: int) -> tuple[int, int]:
 class Parallel:
     """The processes of one training run: on a single one, everything here does nothing."""
 
-    def __init__(self, cfg: TrainConfig, device: torch.device) -> None:
-        self.cfg, self.device = cfg, device
+    def __init__(self, cfg: TrainConfig, device: torch.device, layout: LayoutConfig | None = None) -> None:
+        self.cfg, self.device, self.layout = cfg, device, layout or LayoutConfig()
         groups = dist.arrange(cfg.sequence_parallel)
         self.processes = dist.world_size()
         self.dp, self.rank = groups.dp, dist.data_rank()
         self.mesh: DeviceMesh | None = None
         if self.processes > 1:
-            self.mesh = init_device_mesh(device.type, (self.processes,))
+            self.mesh = self._mesh()
             _know_text_contexts()
         self.samples, self.micros = shares(cfg, self.dp)
         self._sharded: list[FSDPModule] = []
+        self._resident: list[FSDPModule] = []  # those that stay gathered between forwards
+
+    def _mesh(self) -> DeviceMesh:
+        group = self.layout.shard_group or self.processes
+        if self.processes % group:
+            near = [n for n in range(1, self.processes + 1) if self.processes % n == 0]
+            raise WorldlineError(f"layout.shard_group is {group} on {self.processes} processes; expected one of {near}")
+        if group == self.processes:
+            return init_device_mesh(self.device.type, (group,))
+        shape = (self.processes // group, group)
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
 
     def own_micros(self) -> range:
         """Numbers of the micro batches of an update that this process takes: every dp-th."""
         return range(self.rank, self.micros, self.dp)
 
-    def place(self, role: str, module: nn.Module, trained: bool) -> bool:
-        """Spread a role's weights as the config says; whether they are sharded now. Raises WorldlineError."""
+    def place(self, role: str, module: nn.Module, trained: bool, *, resident: bool = True) -> bool:
+        """Spread a role's weights as the config says; whether they are sharded now. resident: whether `keep_gathered` is
+        about this network. Raises WorldlineError."""
         if self.mesh is None or not self._may_shard(role, module, trained):
             return False
         # Losses never change a network's output in place, which is what this warns of.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         module.float()  # a group's weights have one type; bf16 ones of frozen roles are exact in fp32, cut into parts
-        reshard = not self.cfg.keep_gathered
+        reshard = not (self.cfg.keep_gathered and resident)
         for block in blocks_of(module):
             fully_shard(block, mesh=self.mesh, reshard_after_forward=reshard)
             register_fsdp_forward_method(block, "text_kv")
         fully_shard(module, mesh=self.mesh, reshard_after_forward=reshard)
         register_fsdp_forward_method(module, "text_context")
-        self._sharded += [m for m in module.modules() if isinstance(m, FSDPModule)]
+        # It reads weights of blocks outside of their forwards, when they are scattered.
+        module.__dict__["conditions"] = _no_conditions
+        parts = [m for m in module.modules() if isinstance(m, FSDPModule)]
+        self._sharded += parts
+        if reshard:
+            module.register_forward_pre_hook(self._let_go)
+        else:
+            self._resident += parts
         return True
+
+    def _let_go(self, module: nn.Module, args: Any) -> None:
+        """Another network's turn: what a rollout kept gathered is in its way, and of use again only in the backward."""
+        for part in self._resident:
+            part.reshard()
 
     def _may_shard(self, role: str, module: nn.Module, trained: bool) -> bool:
         if self.cfg.sharding == "replicate":
@@ -100,6 +143,10 @@ class Parallel:
         whole = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
         for dtype in dict.fromkeys(g.dtype for g in whole):
             dist.mean_([g for g in whole if g.dtype == dtype])
+
+
+def _no_conditions(*_: Any) -> list[Any]:
+    return []
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,11 @@ CASES: dict[str, tuple[WanConfig, tuple[int, int, int, int], Visibility]] = {
         replace(QUARTER, num_layers=1, text_len=64, camera="fused"),
         (1, 20, 16, 24),
         Visibility(chunk=4),
+    ),
+    "quarter-width Wan, 4 latents of 1560 tokens (480x832), chunks of 1": (
+        replace(QUARTER, num_layers=1, camera="fused"),
+        (1, 4, 60, 104),
+        Visibility(chunk=1),
     ),
 }
 
@@ -99,6 +105,7 @@ def measure(case: str, half: bool, rounds: int) -> dict[str, Any]:
             wall[name].append(time.perf_counter() - start[1])
     ratios = [dense / blocks for dense, blocks in zip(cpu["dense"], cpu["blocks"], strict=True)]
     return {
+        "rounds": rounds,
         "blocks_cpu_ms": round(1e3 * statistics.median(cpu["blocks"]), 1),
         "dense_cpu_ms": round(1e3 * statistics.median(cpu["dense"]), 1),
         "blocks_wall_ms": round(1e3 * statistics.median(wall["blocks"]), 1),
@@ -114,19 +121,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="cases whose name and precision hold this text; others stay in the file",
+    )
+    parser.add_argument(
         "--json", type=Path, help="where to write (default: benchmarks/results/DATE-teacher-forcing.json)"
     )
     args = parser.parse_args()
-    results: dict[str, Any] = {**provenance(), "rounds": args.rounds, "cases": {}}
+    out = args.json or Path(__file__).parent / "results" / f"{date.today().isoformat()}-teacher-forcing.json"
+    kept = json.loads(out.read_text())["cases"] if args.only and out.is_file() else {}
+    results: dict[str, Any] = {**provenance(), "cases": kept}
     table = Table("case", "precision", "ours, CPU ms", "dense mask, CPU ms", "times faster", "least", "most")
     for case in CASES:
         for half in (False, True):
-            row, precision = measure(case, half, args.rounds), "bf16" if half else "fp32"
-            results["cases"][f"{case}, {precision}"] = row
+            precision = "bf16" if half else "fp32"
+            if args.only not in f"{case}, {precision}":
+                continue
+            row = results["cases"][f"{case}, {precision}"] = measure(case, half, args.rounds)
             figures = (row[k] for k in ("blocks_cpu_ms", "dense_cpu_ms", "times_faster", "least", "most"))
             table.add_row(case, precision, *(str(figure) for figure in figures))
     Console(width=140).print(table)
-    out = args.json or Path(__file__).parent / "results" / f"{results['date']}-teacher-forcing.json"
     out.write_text(json.dumps(results, indent=1) + "\n")
 
 

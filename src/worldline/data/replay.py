@@ -73,6 +73,20 @@ class Replay:
             )
         return self._engine.play(start, controls)
 
+    def begin(self, start: Spawn) -> np.ndarray:
+        """Stand at `start`: the first frame uint8 [H, W, 3], for `go` to continue from."""
+        self._engine.start(start)
+        return self._engine.observe()[0]
+
+    def go(self, controls: Controls) -> np.ndarray:
+        """Walk on from where `begin` or the last `go` ended: frames uint8 [F, H, W, 3] after each of F rows. Pieces of a
+        track give the frames of the whole."""
+        seen = []
+        for move, look in zip(controls.move, controls.look, strict=True):
+            self._engine.act(float(move[0]), float(move[2]), float(look[0]))
+            seen.append(self._engine.observe()[0])
+        return np.stack(seen)
+
     def close(self) -> None:
         """End the engine and remove its files. Doing so twice is harmless."""
         self._engine.close()

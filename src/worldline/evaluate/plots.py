@@ -16,12 +16,14 @@ MAX_POINTS = 400  # of a line; a longer one is averaged down
 
 @dataclass(frozen=True)
 class Line:
-    """One line: x and y [n]; style names a class of the page (`s1` .. `s5`, `thin` for a reference)."""
+    """One line: x and y [n]; style names a class of the page (`s1` .. `s5`, `thin` for a reference); band: low and high
+    [n] about it, for an interval."""
 
     label: str
     x: np.ndarray
     y: np.ndarray
     style: str = "s1"
+    band: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def line_plot(lines: list[Line], x_label: str, y_label: str, *, width: int = WIDTH, height: int = HEIGHT) -> str:
@@ -53,9 +55,42 @@ def line_plot(lines: list[Line], x_label: str, y_label: str, *, width: int = WID
     parts.append(f'<text x="{width - RIGHT}" y="{height - 4}" text-anchor="end">{escape(x_label)}</text>')
     parts.append(f'<text x="{LEFT - 34}" y="{height - 4}">{escape(y_label)}</text>')
     for line in lines:
+        if line.band is not None:
+            low, high = (np.clip(edge, y0, y1) for edge in line.band)
+            told = np.isfinite(low) & np.isfinite(high)
+            edge = [f"{px(x):.1f},{py(y):.1f}" for x, y in zip(line.x[told], high[told], strict=True)]
+            edge += [f"{px(x):.1f},{py(y):.1f}" for x, y in zip(line.x[told][::-1], low[told][::-1], strict=True)]
+            parts.append(f'<polygon class="{line.style}" points="{" ".join(edge)}"/>')
+    for line in lines:
         parts += [f'<polyline class="{line.style}" points="{points}"/>' for points in _runs(line, px, py)]
     parts.append("</svg>")
     return "".join(parts) + _legend(lines)
+
+
+def map_plot(
+    walls: list[tuple[float, float, float, float]], paths: list[tuple[str, np.ndarray, str]], *, width: int = WIDTH
+) -> str:
+    """Seen from above. walls: segments x1, y1, x2, y2; paths: (label, [F, 2] positions, style), each with a dot where it
+    starts. Shows the paths' surroundings, equal scales, north up."""
+    every = np.concatenate([p for _, p, _ in paths])
+    low, high = every.min(axis=0), every.max(axis=0)
+    middle, half = (low + high) / 2, max(float((high - low).max()) * 0.6, 96.0)
+    scale = width / (2 * half)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (x - middle[0] + half) * scale, (middle[1] + half - y) * scale
+
+    parts = [f'<svg class="plot" viewBox="0 0 {width} {width}" role="img" aria-label="paths from above">']
+    for x1, y1, x2, y2 in walls:
+        if max(abs(x1 - middle[0]), abs(x2 - middle[0]), abs(y1 - middle[1]), abs(y2 - middle[1])) < half + 128:
+            (ax, ay), (bx, by) = place(x1, y1), place(x2, y2)
+            parts.append(f'<line class="wall" x1="{ax:.1f}" y1="{ay:.1f}" x2="{bx:.1f}" y2="{by:.1f}"/>')
+    for _, points, style in paths:
+        text = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*p) for p in points))
+        parts.append(f'<polyline class="{style}" points="{text}"/>')
+    x, y = place(*paths[0][1][0])
+    parts.append(f'<circle class="start" cx="{x:.1f}" cy="{y:.1f}" r="4"/></svg>')
+    return "".join(parts) + _legend([Line(label, np.zeros(0), np.zeros(0), style) for label, _, style in paths])
 
 
 def bar_plot(bars: list[tuple[str, float, str]], unit: str) -> str:
@@ -86,10 +121,15 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 def _thinned(line: Line) -> Line:
     x, y = np.asarray(line.x, dtype=np.float64), np.asarray(line.y, dtype=np.float64)
     n = math.ceil(len(x) / MAX_POINTS)
+    band = None if line.band is None else tuple(np.asarray(edge, dtype=np.float64) for edge in line.band)
     if n > 1:
         whole = len(x) // n * n
-        x, y = x[:whole].reshape(-1, n).mean(axis=1), y[:whole].reshape(-1, n).mean(axis=1)
-    return Line(line.label, x, y, line.style)
+
+        def thin(values: np.ndarray) -> np.ndarray:
+            return values[:whole].reshape(-1, n).mean(axis=1)
+
+        x, y, band = thin(x), thin(y), None if band is None else tuple(thin(edge) for edge in band)
+    return Line(line.label, x, y, line.style, band)  # type: ignore[arg-type]
 
 
 def _runs(line: Line, px: Callable[[float], float], py: Callable[[float], float]) -> list[str]:

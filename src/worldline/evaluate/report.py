@@ -205,7 +205,7 @@ def _stage(stage: StageReport) -> str:
     if stage.films:
         longest = max(len(frames) for _, frames in stage.films)
         sheet = contact_sheet(stage.films, every=max(1, -(-longest // COLUMNS)), scale=3)
-        film = f'<img class="film" alt="frames of {escape(stage.name)}" src="{_png(sheet)}">'
+        film = f'<img class="film" alt="frames of {escape(stage.name)}" src="{picture(sheet)}">'
     plots = [
         ("Command and response, first episode", _response_plot(stage)),
         ("Fidelity by frame", _curve_plot(stage.curves)),
@@ -331,7 +331,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d}"
 
 
-def _png(image: Image) -> str:
+def picture(image: Image) -> str:
     """A picture as a data address."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)

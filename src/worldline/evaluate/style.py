@@ -41,7 +41,7 @@ th:first-child, td:first-child { text-align: left; }
 thead th { border-top: 0; font-weight: 500; color: var(--soft); font-size: .8rem; vertical-align: bottom; }
 tbody th { font-weight: 600; }
 tfoot td { color: var(--soft); }
-td small { display: block; line-height: 1.2; }
+td small, thead th small { display: block; line-height: 1.2; }
 tr.last > * { background: color-mix(in srgb, var(--s1) 8%, transparent); }
 
 section.stage { border: 1px solid var(--line); border-radius: 10px; background: var(--panel);
@@ -50,7 +50,7 @@ section.stage header { display: flex; gap: .2rem .8rem; align-items: baseline; f
 ul.health { list-style: none; margin: 0 0 1rem; padding: .1rem .9rem; border-left: 3px solid var(--s2); font-size: .88rem; }
 ul.health li { margin: .5rem 0; }
 .film { display: block; width: 100%; height: auto; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 1.2rem; margin-top: 1.1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1.2rem; margin-top: 1.1rem; }
 .plots > div { min-width: 0; }
 
 svg.plot { display: block; width: 100%; height: auto; }
@@ -60,6 +60,15 @@ svg.plot polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; strok
 svg.plot polyline.s2 { stroke: var(--s2); } svg.plot polyline.s3 { stroke: var(--s3); }
 svg.plot polyline.s4 { stroke: var(--s4); } svg.plot polyline.s5 { stroke: var(--s5); }
 svg.plot polyline.thin { stroke: var(--soft); stroke-width: 1.2; }
+svg.plot polygon { stroke: none; opacity: .16; fill: var(--s1); }
+svg.plot polygon.s2 { fill: var(--s2); } svg.plot polygon.s3 { fill: var(--s3); }
+svg.plot polygon.s4 { fill: var(--s4); } svg.plot polygon.s5 { fill: var(--s5); } svg.plot polygon.thin { fill: var(--soft); }
+svg.plot .wall { stroke: var(--soft); stroke-width: 1.4; } svg.plot .start { fill: var(--ink); }
+th.sorts { cursor: pointer; user-select: none; } th.sorts:hover { color: var(--ink); }
+th.sorts[data-down]::after { content: " \\2193"; } th.sorts[data-up]::after { content: " \\2191"; }
+details { margin: .8rem 0; } summary { cursor: pointer; color: var(--soft); }
+figure { margin: 1.1rem 0 0; } figcaption { font-size: .85rem; color: var(--soft); margin-bottom: .3rem; }
+td.about { white-space: normal; text-align: left; min-width: 22rem; color: var(--soft); font-size: .82rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .8rem; color: var(--soft); padding-left: .3rem; }
 .legend i { display: inline-block; width: .9rem; height: 3px; border-radius: 2px; vertical-align: middle; margin-right: .35rem; }
 i.s1 { background: var(--s1); } i.s2 { background: var(--s2); } i.s3 { background: var(--s3); }

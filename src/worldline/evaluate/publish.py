@@ -1,0 +1,39 @@
+"""All that a finished evaluation writes: results, table, page, card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worldline.evaluate.card import columns, markdown, told
+from worldline.evaluate.page import write_page
+from worldline.evaluate.results import summarise, write_results
+from worldline.evaluate.runner import Plan
+from worldline.evaluate.score import Score
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def publish(plan: Plan, rows: Mapping[str, Mapping[str, Score]], facts: Mapping[str, str]) -> tuple[Path, Table]:
+    """Write results.json, per_episode.csv, card.md and report.html under the run; returns the page and a table to print."""
+    manifest = json.loads((plan.out / "manifest.json").read_text())
+    results = summarise(rows, manifest, facts)
+    write_results(plan.out, results, rows)
+    (plan.out / "card.md").write_text(markdown(results))
+    return write_page(plan, results, rows), table(results)
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """Figures as rows, models as columns: fits a terminal."""
+    from rich.table import Table
+
+    made = Table("figure", *(results["rows"][r] if r == "model" else r for r in results["figures"]))
+    units = results["units"]
+    for name in columns(results):
+        label = f"{name} [{units[name]['unit']}]" if units[name]["unit"] else name
+        cells = (told(f[name], units[name]["digits"]) if name in f else "" for f in results["figures"].values())
+        made.add_row(label.replace("[", r"\["), *cells)
+    return made

@@ -118,21 +118,35 @@ class QuantLinear(nn.Module):
         kind = x.device.type
         out = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         q, scale = quantise_rows(x.reshape(-1, x.shape[-1]), self.scheme)
-        if self.scheme == "int8":
-            y = int8_product(q, self.weight) * scale * self.weight_scale.t()
-        else:
-            y = fp8_product(q, scale, self.weight, self.weight_scale, by_row=self.by_row)
+        y = (
+            int8_product(q, self.weight) * scale * self.weight_scale.t()
+            if self.scheme == "int8"
+            else self._fp8(q, scale)
+        )
         y = y if self.bias is None else y + self.bias
         return y.to(out).view(*x.shape[:-1], -1)
+
+    def _fp8(self, q: Tensor, scale: Tensor) -> Tensor:
+        if self._wide is None:
+            return fp8_product(q, scale, self.weight, self.weight_scale, by_row=self.by_row)
+        # A product of two e4m3 numbers is exact in fp32.
+        return F.linear(q.float(), self._wide) * scale * self.weight_scale.t()
 
     def dequantised(self) -> Tensor:
         """The weight that this layer multiplies by, fp32 [N, K]."""
         return self.weight.float() * self.weight_scale
 
     def _settle(self) -> None:
-        """Which kernel, asked once for a device, so that a forward asks nothing."""
+        """Which kernel, asked once for a device, so that a forward asks nothing. A CPU has none for fp8: PyTorch's widens the
+        weight in every call, thirty times the product itself, so it is held widened, no buffer of the model's."""
         device = self.weight.device
-        self.by_row = self.scheme == "fp8" and device.type != "meta" and scales_by_row(device)
+        fp8 = self.scheme == "fp8"
+        self.by_row = fp8 and device.type not in ("meta", "cpu") and scales_by_row(device)
+        self._wide = self.weight.detach().float() if fp8 and device.type == "cpu" else None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._settle()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
         """Follow the model to another device; a cast of the model leaves the formats, which are part of the numbers."""

@@ -24,6 +24,7 @@ CONVERT = """\
   worldline convert Wan2.1-T2V-1.3B/Wan2.1_VAE.pth --out models/wan2.1-vae   the same from Wan's own file
   worldline convert model.pt --out models/wm --which raw     a Self-Forcing or minWM file; EMA weights if not told
   worldline convert models/wan1b --out for-diffusers --to diffusers --dtype bfloat16
+  worldline convert style_lora.safetensors --base models/wan1b --merge --out models/wan1b-style    a LoRA into its base
   worldline convert models/wm --out plain --to wan --leave-out camera --licence Apache-2.0
 """
 
@@ -52,6 +53,8 @@ def add(subcommands: Subcommands) -> None:
     )
     sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: as in the file)")
     sub.add_argument("--licence", metavar="TEXT", help="terms for the card, where the file does not state them")
+    sub.add_argument("--base", type=Path, metavar="MODEL", help="the checkpoint that a LoRA file changes (see --merge)")
+    sub.add_argument("--merge", action="store_true", help="write that checkpoint with the LoRA added")
     sub.add_argument("--origin", metavar="TEXT", help="where the file comes from, for the card (default: its name)")
 
 
@@ -68,8 +71,11 @@ def inspect(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from worldline.models.convert import inspect as look
+    from worldline.models.convert.adapters import find_adapter
     from worldline.models.wan_vae.published import is_published
 
+    if (adapter := find_adapter(args.file)) is not None:
+        return _inspect_adapter(adapter, args.json)
     if is_published(args.file):
         return _inspect_autoencoder(args.file, args.json)
     report, console = look(args.file, which=args.which, num_heads=args.heads), Console()
@@ -113,13 +119,85 @@ def _inspect_autoencoder(file: Path, as_json: bool) -> int:
     return 0
 
 
+def _inspect_adapter(file: Path, as_json: bool) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from worldline.models.convert.adapters import inspect_adapter
+
+    found, console = inspect_adapter(file), Console()
+    if as_json:
+        console.print_json(json.dumps(found.as_data()))
+        return 0
+    rows = {
+        "file": found.file,
+        "made by": found.made_by,
+        "model": "a LoRA: changes to a Wan transformer, not a model",
+        "layers": f"{found.layers} in {found.blocks} blocks: {', '.join(f'{n} {part}' for part, n in found.parts.items())}",
+        "rank": ", ".join(f"{rank} ({n} layers)" for rank, n in sorted(found.ranks.items())),
+        "scale": found.scale,
+        "weight": f"{found.parameters / 1e6:,.2f} M parameters, {', '.join(found.dtypes)}",
+        "fits": ", ".join(found.fits) or "no published size",
+        "licence": found.licence,
+        "use": _how_to_merge(file),
+        "verdict": f"{len(found.unknown)} keys are not understood" if found.unknown else "every key is explained",
+    }
+    table = Table(show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+    for key in found.unknown:
+        console.print(f"[bold red]unexplained[/] {key}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _how_to_merge(file: Path) -> str:
+    return f"worldline convert {file} --base MODEL --merge --out DIR"
+
+
+def _merge_adapter(args: argparse.Namespace, adapter: Path) -> int:
+    from rich.console import Console
+
+    from worldline.models.convert.adapters import inspect_adapter, merge
+    from worldline.schema import WorldlineError
+
+    if args.base is None or not args.merge:
+        fits = " or ".join(inspect_adapter(adapter).fits) or "no published size"
+        raise WorldlineError(
+            f"{adapter} is a LoRA (of {fits}): changes to a model, not a model; to write its base with it added, say "
+            f"{_how_to_merge(adapter)}"
+        )
+    if args.leave_out:
+        raise WorldlineError(f"--leave-out {args.leave_out[0]} while merging; expected it in a second conversion")
+    report = merge(
+        adapter, args.base, args.out,
+        to=args.to, dtype=args.dtype, licence=args.licence, origin=args.origin, num_heads=args.heads,
+    )  # fmt: skip
+    console = Console()
+    console.print(
+        f"{adapter.name} merged into {report.file} ({report.layout}) -> {args.to} in {args.out}", highlight=False
+    )
+    if args.licence is None:
+        console.print(f"licence of the base: {report.licence}; the adapter may have its own", highlight=False)
+    return 0
+
+
 def convert(args: argparse.Namespace) -> int:
     """Convert with a progress bar."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from worldline.models.convert import convert as write
+    from worldline.models.convert.adapters import find_adapter
     from worldline.models.wan_vae.published import convert_published, is_published
+    from worldline.schema import WorldlineError
+
+    if (adapter := find_adapter(args.file)) is not None:
+        return _merge_adapter(args, adapter)
+    if args.base is not None or args.merge:
+        raise WorldlineError(
+            f"--base and --merge are for a LoRA, {args.file} is none; expected a safetensors file of one"
+        )
 
     if is_published(args.file) and args.to == "worldline":
         codec = convert_published(args.file, args.out, args.licence, args.origin)

@@ -30,8 +30,8 @@ LoRANaming = Literal["diffusers", "comfyui"]
 M = TypeVar("M", bound=nn.Module)
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-_KEY = re.compile(r"(.+)\.(?:(lora_A|lora_B|lora_down|lora_up)(?:\.[^.]+)?\.weight|(alpha))")
-_DOWN = ("lora_A", "lora_down")
+LORA_KEY = re.compile(r"(.+)\.(?:(lora_A|lora_B|lora_down|lora_up)(?:\.[^.]+)?\.weight|(alpha))")
+LORA_PARTS = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up"}
 
 
 class LoRAError(WorldlineError):
@@ -265,7 +265,7 @@ def lora_state(model: nn.Module, *, adapter: str = "default", naming: LoRANaming
 
 
 @dataclass(frozen=True)
-class _Update:
+class LoRAUpdate:
     """One layer's A [r, in] and B [out, r] of a file, its scale folded into B."""
 
     down: Tensor
@@ -277,7 +277,7 @@ def load_lora(model: M, state: Mapping[str, Tensor], *, adapter: str = "default"
     """Load an adapter, in place, made where absent (alpha = rank, as the file has them). Names as `lora_state` writes
     them, with `lora_down`/`lora_up` and `.alpha` also read. Raises LoRAError, before anything is changed, where a key is
     not understood, a shape does not fit, or a present adapter has other layers or ranks."""
-    updates = _read(model, state)
+    updates = updates_of(model, state)
     if adapter not in adapters(model):
         _attach(model, adapter, {path: (len(u.down), float(len(u.down))) for path, u in updates.items()})
     layers = _with(model, adapter)
@@ -296,16 +296,18 @@ def load_lora(model: M, state: Mapping[str, Tensor], *, adapter: str = "default"
     return model
 
 
-def _read(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, _Update]:
+def updates_of(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, LoRAUpdate]:
+    """Path of a layer of `model` (which may be on the meta device) -> what an adapter's file adds to it. Raises LoRAError
+    where a key is not understood or a shape does not fit."""
     paths, parts = set(_linears(model)), dict[str, dict[str, Tensor]]()
     strange = []
     for key, tensor in state.items():
-        match = _KEY.fullmatch(key)
+        match = LORA_KEY.fullmatch(key)
         path = None if match is None else _path(match[1], paths)
         if match is None or path is None:
             strange.append(key)
         else:
-            part = "alpha" if match[3] else "down" if match[2] in _DOWN else "up"
+            part = LORA_PARTS.get(match[2], "alpha")
             parts.setdefault(path, {})[part] = tensor
     if strange or not parts:
         raise LoRAError(
@@ -322,7 +324,7 @@ def _path(name: str, paths: set[str]) -> str | None:
     return next((path for path in (bare, original) if path in paths), None)
 
 
-def _update(path: str, layer: Any, part: dict[str, Tensor]) -> _Update:
+def _update(path: str, layer: Any, part: dict[str, Tensor]) -> LoRAUpdate:
     if not {"down", "up"} <= part.keys():
         raise LoRAError(f"{path}: the file has only {sorted(part)}; expected both lora_A and lora_B")
     down, up, alpha = part["down"].float(), part["up"].float(), part.get("alpha")
@@ -333,10 +335,10 @@ def _update(path: str, layer: Any, part: dict[str, Tensor]) -> _Update:
             f"[{layer.out_features}, r]; is this adapter of another size of the model?"
         )
     if alpha is None:
-        return _Update(down, up)
+        return LoRAUpdate(down, up)
     if alpha.numel() != 1:
         raise LoRAError(f"{path}: alpha of shape {tuple(alpha.shape)}; expected one number")
-    return _Update(down, up * (float(alpha) / rank))
+    return LoRAUpdate(down, up * (float(alpha) / rank))
 
 
 class LoRARole(Backbone):

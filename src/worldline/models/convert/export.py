@@ -89,6 +89,16 @@ TARGETS: dict[str, Target] = {
     "diffusers": Target(DIFFUSERS, "diffusion_pytorch_model.safetensors", _diffusers),
     "wan": Target(WAN, "diffusion_pytorch_model.safetensors", _wan),
 }
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What is added to tensors on their way."""
+
+    changed: Callable[[str, torch.Tensor], torch.Tensor]  # (our name, the tensor) -> what is written
+    card: dict[str, Any]  # says what it was
+
+
 # What may be left out, and what the config says then.
 LEAVABLE: dict[str, dict[str, Any]] = {
     "camera": {"camera": "none"},
@@ -109,6 +119,7 @@ def convert(
     licence: str | None = None,
     origin: str | None = None,
     progress: Progress | None = None,
+    merge: Merge | None = None,
 ) -> CheckpointReport:
     """Convert a checkpoint into a new folder and say what it was.
 
@@ -116,7 +127,7 @@ def convert(
     `wan` (original names; minWM's for the camera branch). which: EMA weights where there are any, or the raw ones.
     leave_out: of `camera`, `action`, `motion`, what may be dropped because the target has no place for it; nothing is
     ever dropped unasked. dtype: of DTYPE_OPTIONS; default as in the file. num_heads, licence, origin: what the file
-    cannot say. progress: called with bytes done and in all.
+    cannot say. progress: called with bytes done and in all. merge: an adapter, see `adapters.merge`.
 
     Peak memory is about one tensor for safetensors; a torch file is mapped, so at most its chosen weights.
     Raises what `inspect` raises, KeysError for unexplained, missing or unplaceable tensors, InDoubtError, OutputError.
@@ -133,6 +144,7 @@ def convert(
 
     def read(theirs: str) -> torch.Tensor:
         tensor = found.read(kept[theirs])
+        tensor = tensor if merge is None else merge.changed(kept[theirs], tensor)
         return tensor.to(DTYPE_OPTIONS[dtype]) if dtype is not None and tensor.is_floating_point() else tensor
 
     card = {
@@ -145,6 +157,7 @@ def convert(
             "left_out": sorted(leave_out),
             "dtype": dtype or "as in the file",
         },
+        **({} if merge is None else {"merged": merge.card}),
         "variant": found.report.variant,
         **({"notes": list(found.report.notes)} if found.report.notes else {}),
         **({"card_before": dict(found.card)} if found.card else {}),

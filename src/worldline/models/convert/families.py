@@ -63,7 +63,10 @@ def _nearest(source: Source, file: str) -> str:
     """Why a file is no Wan, and what it resembles."""
     keys = [keymaps.unwrap(k) for infos in source.groups.values() for k in infos]
     if any(word in key for key in keys for word in LORA_WORDS):
-        return f"{file} is a LoRA: changes to a model, not a model; merge it into its base and convert the result"
+        return (
+            f"{file} is a LoRA: changes to a model, not a model; as safetensors it can be merged into its base: worldline "
+            f"convert {file} --base DIR --merge --out DIR"
+        )
     scores = {f"Wan ({n.title})": _known(keys, n.naming) for n in _titles()}
     for family, words in SIGHTED.items():
         hits = sum(any(k == w or k.startswith(w + ".") for k in keys) for w in words)

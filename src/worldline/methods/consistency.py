@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worldline.functional.averages import check_precision
 from worldline.functional.flow import add_noise, sampling_sigmas, velocity_to_x0
 from worldline.functional.losses import regression_loss
 from worldline.functional.masks import Visibility
@@ -36,7 +37,8 @@ class ConsistencyConfig:
     def build(
         self, model: Backbone, teacher: Backbone, visibility: Visibility, empty: TextEmbedding
     ) -> ConsistencyDistillation:
-        """model starts as the student (and as its target); teacher is the frozen multi-step AR model."""
+        """model starts as the student (and as its target); teacher is the frozen multi-step AR model. Raises WorldlineError
+        where the target's weights are too coarse to follow."""
         return ConsistencyDistillation(self, model, teacher, visibility, empty)
 
 
@@ -50,6 +52,7 @@ class ConsistencyDistillation:
     ) -> None:
         self.cfg, self.model, self.teacher, self.visibility, self.empty = cfg, model, teacher, visibility, empty
         self.target = copy.deepcopy(model)
+        check_precision(self.target.parameters(), cfg.target_decay, "the consistency target")
         self.roles = {"model": model, "teacher": teacher, "target": self.target}
         self.phases = (Phase("consistency", "model", self.loss),)
         grid = sampling_sigmas(cfg.grid_steps, cfg.shift)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from worldline.functional.averages import check_precision
 from worldline.train.parallel import fill, local
 
 
@@ -14,6 +15,7 @@ class EMA:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0
         self.shadow = {k: v.detach().clone().float() for k, v in module.named_parameters() if v.requires_grad}
+        check_precision(self.shadow.values(), decay, "EMA")
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:

@@ -64,7 +64,8 @@ def features(
         if isinstance(teacher, FSDPModule):
             teacher.unshard()
 
-    def keep(block: int, module: nn.Module, args: Any, out: Tensor) -> None:
+    def keep(block: int, module: nn.Module, args: Any, out: Tensor | tuple[Tensor, Any]) -> None:
+        out = out if isinstance(out, Tensor) else out[0]
         found[block] = dist.all_tokens(out, 2) if dist.sequence() > 1 else out
         if out.requires_grad:
             out.register_hook(gather)

@@ -68,6 +68,11 @@ def _cat(parts: list[Tensor], axis: int) -> Tensor:
     return torch.cat([F.pad(x, (*behind, 0, longest - x.shape[axis])) for x in parts])
 
 
+class TransformerBlock(nn.Module):
+    """The part of a backbone that repeats: what is sharded, compiled and computed again on its own. Takes (x, mod, text, rope,
+    seen, layer), of which `seen` says what it attends to; gives x [B, T, S, D], or x and what became of the text."""
+
+
 class Backbone(nn.Module, ABC):
     """Predicts velocity = eps - x0: `model(x, sigma, text, cameras=, positions=, mask=, cache=)` -> [B, T, C, H, W].
 
@@ -76,6 +81,7 @@ class Backbone(nn.Module, ABC):
     """
 
     config: Any
+    blocks: Any  # its TransformerBlocks, in order
 
     @abstractmethod
     def text_context(self, text: TextEmbedding) -> TextContext:

@@ -16,15 +16,16 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from worldline.models.backbone import TransformerBlock
 from worldline.models.lora import LoRARole, as_now
-from worldline.models.wan import Block, Seen
+from worldline.nn.seen import Seen
 from worldline.schema import WorldlineError
 
 
-def blocks_of(model: nn.Module) -> list[Block]:
+def blocks_of(model: nn.Module) -> list[TransformerBlock]:
     """The transformer blocks of a network, or of the base that a role looks at."""
     model = model.base if isinstance(model, LoRARole) else model
-    return [module for module in model.modules() if isinstance(module, Block)]
+    return [module for module in model.modules() if isinstance(module, TransformerBlock)]
 
 
 Kept = Literal["nothing", "attention"]
@@ -51,30 +52,23 @@ def _policy(ctx: SelectiveCheckpointContext, op: Any, *args: Any, **kwargs: Any)
 
 
 def _recomputed(
-    keeps: Kept,
-    block: Block,
-    x: Tensor,
-    mod: Tensor,
-    text: tuple[Tensor, Tensor],
-    rope: tuple[Tensor, Tensor],
-    seen: Seen,
-    layer: int,
-) -> Tensor:
+    keeps: Kept, block: TransformerBlock, x: Tensor, mod: Any, text: Any, rope: Any, seen: Seen, layer: int
+) -> Any:
+    forward = partial(type(block).forward, block)
     if not torch.is_grad_enabled():
-        return Block.forward(block, x, mod, text, rope, seen, layer)
+        return forward(x, mod, text, rope, seen, layer)
     # By the time of the backward, the rollout's past has grown and another adapter may act.
     seen = seen if seen.cache is None else replace(seen, cache=seen.cache.fork())
     again = as_now(block)
 
-    def run(x: Tensor, mod: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def run(x: Tensor) -> Any:
         with again():
-            return Block.forward(block, x, mod, (k, v), rope, seen, layer)
+            return forward(x, mod, text, rope, seen, layer)
 
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if keeps == "attention":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    out: Tensor = checkpoint(run, x, mod, *text, **options)
-    return out
+    return checkpoint(run, x, **options)
 
 
 def compile_blocks(model: nn.Module) -> None:

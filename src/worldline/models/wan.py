@@ -23,7 +23,7 @@ from worldline import dist
 from worldline.functional.prope import projection_matrices
 from worldline.functional.rays import plucker_rays
 from worldline.functional.rope import apply_rope, rope_of_grid
-from worldline.models.backbone import Backbone, TextContext
+from worldline.models.backbone import Backbone, TextContext, TransformerBlock
 from worldline.models.conditions import Conditions, Modulation, Placement, Steered
 from worldline.nn.attention import FrameMask, attention
 from worldline.nn.camera import CameraMatrices, act, block_diagonal
@@ -172,7 +172,7 @@ class Attention(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class Block(TransformerBlock):
     """x += gate1 SelfAttn(mod1(x)); x += CrossAttn(norm2(x)); x += gate2 FFN(mod2(x)). Residual stream in fp32."""
 
     def __init__(self, cfg: WanConfig) -> None:

@@ -228,8 +228,11 @@ class ChunkLoop:
 
     def _place(self, n: int) -> None:
         """Move the window to where the plan's policy wants it for the next n frames."""
-        plan, config = self.plan, self.model.config
-        if not self._stream or not (plan.visibility.sink or getattr(config, "camera", None) == "fused"):
+        plan = self.plan
+        if not self._stream or plan.positions == "absolute":
+            return
+        config = self.model.config
+        if not (plan.visibility.sink or getattr(config, "camera", None) == "fused"):
             return  # only differences of positions are seen, and they stay
         shift = shift_at(plan.positions, plan.visibility, plan.horizon, self.frames + n)
         if shift == self._shift:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldline.functional.rope import apply_rope
+from worldline.models.backbone import TransformerBlock
 from worldline.models.conditions import Modulation
 from worldline.models.hunyuan15.config import HunyuanConfig
 from worldline.nn.attention import Always, attention
@@ -80,7 +81,7 @@ class JointAttention(nn.Module):
         return out, k_rope, v
 
 
-class Block(nn.Module):
+class Block(TransformerBlock):
     """Joint attention, then a feed-forward, in both streams: x += gate1 attn(mod1(x)); x += gate2 FFN(mod2(x)). Residual
     streams in fp32."""
 

@@ -114,6 +114,11 @@ class HunyuanModel(Backbone):
         self.frozen = True
         return self.eval().requires_grad_(False)
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks, under the name all backbones have for them."""
+        return self.transformer_blocks
+
     def _blocks(self) -> list[Block]:
         return [block for block in self.transformer_blocks if isinstance(block, Block)]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 
 import pytest
 
@@ -50,3 +52,27 @@ def test_a_run_that_cannot_fit_is_refused_with_the_mend(monkeypatch, capsys, tmp
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(checked, "this_device", lambda processes: Device("large", 600 * 2**30, 100.0))
     assert {s.name for s in preflight(load_recipe("wan-1.3b-small"), 4).stages} >= {"camera", "dmd"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_recipe_runs_on_two_processes_and_goes_on_on_one(tmp_path):
+    """The command a user types, through torchrun; then the same run on one process finds its stages done."""
+    command = [
+        sys.executable,
+        "-m",
+        "worldline.cli",
+        "run",
+        "nano-smoke",
+        "--run-dir",
+        str(tmp_path),
+        "--until",
+        "camera",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*command, "--nproc", "2"], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "camera" / "model" / "model.safetensors").is_file()
+    assert list((tmp_path / "camera" / "train" / "checkpoints").glob("*/.metadata")), "written by several processes"
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "▶" not in again.stdout, "nothing is left to do"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tests.conftest import random_cameras, randomise
 from tests.live_bytes import LiveBytes
-
 from worldline.methods.ode import OdeBatch
 from worldline.models.frugal import halve_frozen
 from worldline.models.wan import WanModel
-from worldline.recipes.footprint import HOST, Assessment, Costs, assess
+from worldline.recipes.footprint import Assessment, Costs, assess
+from worldline.recipes.host import KINDS
 from worldline.recipes.load import load_recipe
 from worldline.rollout.plan import RolloutPlan
 from worldline.schema import TextEmbedding
@@ -93,7 +94,7 @@ BATCH = "stages.{}.train.batch_size=4"
 )
 def test_a_plan_counts_what_the_trainer_holds(stage, overrides, tmp_path):
     peak, plan = counted(stage, tmp_path, BATCH.format(stage), *overrides)
-    planned = sum(amount for kind, amount in plan.memory.items() if kind not in HOST)
+    planned = sum(amount for kind, amount in plan.memory.items() if kind not in KINDS)
     assert planned == pytest.approx(peak, rel=0.08)
 
 

@@ -78,6 +78,8 @@ def show(console: Console, plan: RecipePlan, about: str) -> None:
     """Tables, then what is in the way."""
     from rich.table import Table
 
+    from worldline.recipes import host
+
     device, clip = plan.device, plan.clip
     console.print(f"[bold]{plan.recipe}[/]  {about}", highlight=False)
     console.print(
@@ -106,9 +108,12 @@ def show(console: Console, plan: RecipePlan, about: str) -> None:
         "activations": "activ.",
         "caches": "k, v",
     }
-    table = Table("GiB", *(_right(title) for title in kinds.values()), _right("peak"), "fits")
+    beside = any(kind in s.memory for s in plan.stages for kind in host.KINDS)
+    titles = [*kinds.values(), *(["process"] if beside else [])]
+    table = Table("GiB", *(_right(title) for title in titles), _right("peak"), "fits")
     for s in plan.stages:
         parts = [_gib(s.memory.get(kind, 0.0)) for kind in kinds]
+        parts += [_gib(sum(s.memory.get(kind, 0.0) for kind in host.KINDS))] if beside else []
         table.add_row(s.name, *parts, f"[bold]{_gib(s.peak)}[/]", "[green]yes[/]" if s.fits else "[bold red]no[/]")
     console.print(table)
     for s in plan.stages:
@@ -166,7 +171,7 @@ def _right(title: str) -> Any:
 
 
 def _gib(amount: float) -> str:
-    return f"{amount / 2**30:.1f}" if amount >= 0.05 * 2**30 else f"{amount / 2**30:.3f}" if amount else "-"
+    return f"{amount / 2**30:.1f}" if amount >= 0.05 * 2**30 else f"{amount / 2**30:.2f}" if amount else "-"
 
 
 def count(number: float) -> str:

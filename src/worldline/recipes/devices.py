@@ -22,10 +22,11 @@ class Device:
     memory: float  # bytes
     tflops: float  # 10^12 operations a second, dense bf16
     utilisation: float = 0.4  # usual share of it in training: 400 of an H100's 989
+    reserved: float = RESERVED  # bytes of it that no plan counts
 
     def holds(self, amount: float) -> bool:
         """Whether `amount` bytes of tensors fit, with what is reserved and the margin."""
-        return amount + RESERVED <= self.memory * (1 - MARGIN)
+        return amount + self.reserved <= self.memory * (1 - MARGIN)
 
 
 DEVICES = {
@@ -38,7 +39,9 @@ DEVICES = {
         Device("l40s", 45 * GIB, 362),  # L40S datasheet, without sparsity
         Device("rtx4090", 24 * GIB, 165),  # Ada whitepaper, fp32 accumulation
         Device("b200", 180 * GIB, 2250),  # B200 datasheet, without sparsity
-        Device("cpu", 24 * GIB, 0.5, 1.0),  # two cores with AMX: what the nano line has been measured to do
+        Device(
+            "cpu", 24 * GIB, 0.5, 1.0, reserved=0.0
+        ),  # two cores with AMX: what the nano line has been measured to do
     )
 }
 ALIASES = {"a100": "a100-80g", "4090": "rtx4090"}

@@ -3,6 +3,7 @@
 Memory is of one device that holds every network of a stage, as the trainer lays them out: fp32 weights, bf16 matrices of
 frozen networks; gradients of the network a phase trains; optimizer moments and averages of all that are trained; what a
 forward keeps for backward (traced) or block inputs where blocks are recomputed; keys and values of rollouts.
+On a CPU the process's own memory comes to it (`host.py`).
 """
 
 from __future__ import annotations
@@ -27,14 +28,13 @@ from worldline.recipes.costs import (
     parameters,
     prompt_flops,
 )
+from worldline.recipes.host import beside
 from worldline.recipes.networks import sources
 from worldline.recipes.schema import Recipe, StageSection
 from worldline.recipes.teachers import described
 from worldline.schema import TimeGrid, WorldlineError
 
-
 NOTHING = Kept()
-HOST = ("runtime", "data", "allocator")
 
 
 @dataclass(frozen=True)
@@ -346,6 +346,21 @@ def memory(
     stage: tuple[Role, ...], updates: list[Phase], layers: int, s: Setting, teacher: float = 0.0
 ) -> tuple[dict[str, float], str]:
     """Bytes at the peak, by what they are, and the phase that has it. teacher: weights of one that solves trajectories."""
+    return max(_moments(stage, updates, layers, s, teacher), key=lambda item: sum(item[0].values()))
+
+
+def handled(stage: tuple[Role, ...], updates: list[Phase], layers: int, s: Setting) -> float:
+    """Bytes of activations and caches that the phases of a step have had, each at its height."""
+    height: dict[str, float] = {}
+    for parts, name in _moments(stage, updates, layers, s, 0.0):
+        height[name] = max(height.get(name, 0.0), parts["activations"] + parts.get("caches", 0.0))
+    return sum(height.values())
+
+
+def _moments(
+    stage: tuple[Role, ...], updates: list[Phase], layers: int, s: Setting, teacher: float
+) -> list[tuple[dict[str, float], str]]:
+    """What is held at every moment that may be the peak."""
     states: dict[str, float] = {"weights": 0.0, "gradients": 0.0, "optimizer": 0.0, "ema": 0.0}
     for role in stage:
         for kind, amount in role.states(s).items():
@@ -357,7 +372,7 @@ def memory(
             found.append(({"weights": weights, "activations": s.trajectories * phase.working}, phase.name))
             continue
         found += ((states | parts, phase.name) for parts in _heights(phase, stage, layers, s))
-    return max(found, key=lambda item: sum(item[0].values()))
+    return found
 
 
 def _heights(phase: Phase, stage: tuple[Role, ...], layers: int, s: Setting) -> Iterator[dict[str, float]]:
@@ -414,4 +429,7 @@ def assess(costs: Costs, changes: Mapping[str, Any] | None = None) -> Assessment
     count, matrices = parameters(config)
     teacher = Role("teacher", count, matrices, False).states(setting)["weights"]
     peak, phase = memory(networks, updates, config.num_layers, setting, teacher)
+    if costs.on_cpu:
+        clip, latent = costs.clip, 4 * costs.clip.height * costs.clip.width * config.in_channels
+        peak |= beside(costs.recipe, latent, clip.frames, handled(networks, updates, config.num_layers, setting))
     return Assessment(networks, updates, once, setting, peak, phase)

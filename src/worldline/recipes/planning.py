@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 
 from worldline.methods.ode import ODEConfig
 from worldline.recipes.costs import (
@@ -13,6 +11,7 @@ from worldline.recipes.costs import (
 )
 from worldline.recipes.devices import Device
 from worldline.recipes.footprint import Assessment, Costs, Role, assess, clip_of
+from worldline.recipes.host import clips_of
 from worldline.recipes.mends import key, mends, shorter, spread
 from worldline.recipes.schema import Recipe, StageSection
 from worldline.schema import WorldlineError
@@ -28,7 +27,9 @@ class StagePlan:
     name: str
     method: str
     roles: tuple[Role, ...]
-    memory: dict[str, float]  # at the peak: weights, gradients, optimizer, ema, activations, caches
+    memory: dict[
+        str, float
+    ]  # at the peak: weights, gradients, optimizer, ema, activations, caches; on a CPU host.KINDS too
     phase: str  # that has the peak
     flops_per_step: float
     once_flops: float  # before the first step (the teacher's trajectories)
@@ -112,15 +113,6 @@ def plan_recipe(recipe: Recipe, device: Device, *, devices: int = 1, utilisation
         stages=stages,
         notes=tuple(notes),
     )
-
-
-def clips_of(recipe: Recipe) -> int | None:
-    """Encoded clips: those to be rendered, or those of the dataset; None where that is not there yet."""
-    build = recipe.data.build
-    if recipe.data.path is None:
-        return (build.maps + build.heldout_maps) * build.clips_per_map
-    info = Path(recipe.data.path) / "dataset.json"
-    return int(json.loads(info.read_text())["clips"]) if info.is_file() else None
 
 
 def _stage(

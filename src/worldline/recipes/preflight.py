@@ -21,7 +21,7 @@ def this_device(processes: int) -> Device:
     if not torch.cuda.is_available():
         cpu = DEVICES["cpu"]
         memory = psutil.virtual_memory().total / processes
-        return Device("cpu", memory, cpu.tflops / processes, cpu.utilisation)
+        return Device("cpu", memory, cpu.tflops / processes, cpu.utilisation, cpu.reserved)
     found = torch.cuda.get_device_properties(0)
     plain = found.name.lower().replace(" ", "")
     known = next((d for name, d in DEVICES.items() if name.split("-")[0] in plain), None)

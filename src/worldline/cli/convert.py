@@ -39,9 +39,9 @@ def add(subcommands: Subcommands) -> None:
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
     sub.add_argument(
         "--to",
-        choices=("worldline", "diffusers", "wan"),
+        choices=("worldline", "diffusers", "wan", "hunyuan"),
         default="worldline",
-        help="worldline: what our commands read; diffusers: a transformer folder; wan: original names "
+        help="worldline: what our commands read; diffusers: a transformer folder; wan, hunyuan: original names "
         "(default: worldline)",
     )
     sub.add_argument(

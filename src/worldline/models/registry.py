@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from worldline.models.backbone import Backbone
 from worldline.models.codec import Codec
-from worldline.models.hunyuan15 import HUNYUAN_VARIANTS, HunyuanConfig, HunyuanModel
+from worldline.models.hunyuan15 import HunyuanConfig, HunyuanModel
 from worldline.models.hunyuan15_vae import HunyuanVAE, HunyuanVAEConfig
 from worldline.models.nano_vae import NanoVAE, NanoVAEConfig
 from worldline.models.tiny_vae import TinyVAE, TinyVAEConfig
@@ -83,6 +83,15 @@ def build_model(kind: str, config: dict[str, Any]) -> Backbone | Codec:
     if unknown := sorted(set(config) - fields):
         raise WorldlineError(f"{kind} config has unknown keys {unknown}; expected some of {sorted(fields)}")
     return cls(config_cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}))
+
+
+def build_backbone(config: WanConfig | HunyuanConfig) -> Backbone:
+    """A freshly initialised transformer of these sizes, whichever family they are of."""
+    for cls, config_cls in KINDS.values():
+        if type(config) is config_cls:
+            model: Backbone = cls(config)
+            return model
+    raise WorldlineError(f"{type(config).__name__} is no config of a transformer; expected WanConfig or HunyuanConfig")
 
 
 def variant(name: str, **changes: Any) -> WanConfig:

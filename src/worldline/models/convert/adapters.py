@@ -25,7 +25,7 @@ from worldline.models.convert.safetensors_file import looks_like_safetensors
 from worldline.models.convert.sizes import expected_shapes
 from worldline.models.lora import LORA_KEY, LORA_PARTS, LoRAError, updates_of
 from worldline.models.lora_file import WEIGHTS, read_adapter
-from worldline.models.wan import WanModel
+from worldline.models.registry import build_backbone
 
 FILES = (WEIGHTS, "pytorch_lora_weights.safetensors", "adapter.safetensors")  # of peft, of diffusers, ours
 
@@ -128,7 +128,7 @@ def merge(
     if found.report.faults:
         raise KeysError(f"{found.report.file} is not quite {found.report.layout}: {found.report.faults}")
     with torch.device("meta"):
-        model = WanModel(found.report.config)
+        model = build_backbone(found.report.config)
     try:
         updates = updates_of(model, read_adapter(file))
     except LoRAError as error:

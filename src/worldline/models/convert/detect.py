@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from worldline.models.convert import keymaps
+from worldline.models.convert import hunyuan, keymaps
 from worldline.models.convert.errors import KeysError
 from worldline.models.convert.families import Which, choose, weight_set
 from worldline.models.convert.keymaps import DIFFUSERS, OURS, WAN, WORLDPLAY, Naming
@@ -30,6 +30,7 @@ class Recognised:
     names: Mapping[str, str]
     card: Mapping[str, Any]
     report: CheckpointReport
+    role: Callable[[str], str]  # what a tensor under our name is for
 
     def info(self, ours: str) -> TensorInfo:
         """Header of a tensor under our name."""
@@ -54,6 +55,11 @@ def recognise(path: str | Path, *, which: Which = "ema", num_heads: int | None =
     weights = locate(Path(path))
     source = open_source(weights)
     config_json, card, stated_licence = described(weights)
+    for group, infos in source.groups.items():
+        if (known := hunyuan.which_naming(infos)) is not None:
+            file = f"{weights.parent.name}/{weights.name}".lstrip("/")
+            source, names, report = hunyuan.explain(source, group, known, config_json, file, stated_licence)
+            return Recognised(source, group, names, card, report, hunyuan.role)
     group, naming = choose(source, which, weights.name)
     infos = source.groups[group]
     names, unknown = _explain(infos, naming, weights.name)
@@ -94,7 +100,7 @@ def recognise(path: str | Path, *, which: Which = "ema", num_heads: int | None =
         extras=source.extras,
         notes=NOTES.get(layout, ()),
     )
-    return Recognised(source, group, names, card, report)
+    return Recognised(source, group, names, card, report, lambda key: str(keymaps.role(key)))
 
 
 def _image_keys(found: Collection[str], layers: int) -> set[str]:

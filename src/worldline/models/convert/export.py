@@ -10,33 +10,26 @@ import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-from worldline.models.convert import keymaps
+from worldline.models.convert import hunyuan, keymaps
 from worldline.models.convert.detect import Recognised, recognise
 from worldline.models.convert.errors import InDoubtError, KeysError, OutputError
 from worldline.models.convert.families import Which
-from worldline.models.convert.keymaps import DIFFUSERS, OURS, WAN, Naming
+from worldline.models.convert.keymaps import DIFFUSERS, OURS, WAN
 from worldline.models.convert.report import CheckpointReport
 from worldline.models.convert.safetensors_file import write_safetensors
 from worldline.models.convert.sizes import CONFIG_KEY
+from worldline.models.convert.target import Target
 from worldline.models.convert.tensors import NAMES, TensorInfo
+from worldline.models.hunyuan15 import HunyuanConfig
 from worldline.models.wan import WanConfig
 
-To = Literal["worldline", "diffusers", "wan"]
+To = Literal["worldline", "diffusers", "wan", "hunyuan"]
 Progress = Callable[[int, int], None]
 DTYPE_OPTIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Target:
-    """A kind of folder: its naming (which holds what it can name), its weights file, and how it writes its config."""
-
-    naming: Naming
-    weights: str
-    config: Callable[[WanConfig, Collection[str]], dict[str, Any]]
 
 
 def _ours(cfg: WanConfig, names: Collection[str]) -> dict[str, Any]:
@@ -85,9 +78,9 @@ def _wan(cfg: WanConfig, names: Collection[str]) -> dict[str, Any]:
 
 
 TARGETS: dict[str, Target] = {
-    "worldline": Target(OURS, "model.safetensors", _ours),
-    "diffusers": Target(DIFFUSERS, "diffusion_pytorch_model.safetensors", _diffusers),
-    "wan": Target(WAN, "diffusion_pytorch_model.safetensors", _wan),
+    "worldline": Target(OURS.theirs, "model.safetensors", _ours),
+    "diffusers": Target(DIFFUSERS.theirs, "diffusion_pytorch_model.safetensors", _diffusers),
+    "wan": Target(WAN.theirs, "diffusion_pytorch_model.safetensors", _wan),
 }
 
 
@@ -123,28 +116,34 @@ def convert(
 ) -> CheckpointReport:
     """Convert a checkpoint into a new folder and say what it was.
 
-    to: `worldline` (config.json, model.safetensors; what load_model reads), `diffusers` (what from_pretrained reads) or
-    `wan` (original names; minWM's for the camera branch). which: EMA weights where there are any, or the raw ones.
-    leave_out: of `camera`, `action`, `motion`, what may be dropped because the target has no place for it; nothing is
-    ever dropped unasked. dtype: of DTYPE_OPTIONS; default as in the file. num_heads, licence, origin: what the file
-    cannot say. progress: called with bytes done and in all. merge: an adapter, see `adapters.merge`.
+    to: `worldline` (config.json, model.safetensors; what load_model reads), `diffusers` (what from_pretrained reads), or the
+    original names of its family, `wan` or `hunyuan` (minWM's for the camera branch). which: EMA weights where there are
+    any, or the raw ones. leave_out: of `camera`, `action`, `motion`, what may be dropped because the target has no place
+    for it; nothing is ever dropped unasked. dtype: of DTYPE_OPTIONS; default as in the file. num_heads, licence, origin:
+    what the file cannot say. progress: called with bytes done and in all. merge: an adapter, see `adapters.merge`.
 
     Peak memory is about one tensor for safetensors; a torch file is mapped, so at most its chosen weights.
     Raises what `inspect` raises, KeysError for unexplained, missing or unplaceable tensors, InDoubtError, OutputError.
     """
-    if to not in TARGETS:
-        raise InDoubtError(f"target {to!r}; expected one of {', '.join(TARGETS)}")
+    if to not in get_args(To):
+        raise InDoubtError(f"target {to!r}; expected one of {', '.join(get_args(To))}")
     if strange := set(leave_out) - set(LEAVABLE):
         raise InDoubtError(f"cannot leave out {sorted(strange)}; expected some of {', '.join(sorted(LEAVABLE))}")
     if dtype is not None and dtype not in DTYPE_OPTIONS:
         raise InDoubtError(f"dtype {dtype!r}; expected one of {', '.join(DTYPE_OPTIONS)}")
-    found, target = recognise(path, which=which, num_heads=num_heads), TARGETS[to]
-    kept, config = _kept(found, to, frozenset(leave_out))
-    tensors = {theirs: _stored(found.info(ours), dtype, ours) for theirs, ours in kept.items()}
+    found = recognise(path, which=which, num_heads=num_heads)
+    target = _target(found, to)
+    kept, config = _kept(found, target, to, frozenset(leave_out))
+    tensors = {
+        theirs: _stored(Target.stacked([found.info(name) for name in ours]), dtype, theirs)
+        for theirs, ours in kept.items()
+    }
 
     def read(theirs: str) -> torch.Tensor:
-        tensor = found.read(kept[theirs])
-        tensor = tensor if merge is None else merge.changed(kept[theirs], tensor)
+        parts = [found.read(ours) for ours in kept[theirs]]
+        if merge is not None:
+            parts = [merge.changed(ours, part) for ours, part in zip(kept[theirs], parts, strict=True)]
+        tensor = target.join(theirs, parts)
         return tensor.to(DTYPE_OPTIONS[dtype]) if dtype is not None and tensor.is_floating_point() else tensor
 
     card = {
@@ -173,16 +172,26 @@ def convert(
 
     def fill(folder: Path) -> None:
         write_safetensors(folder / target.weights, tensors, read, metadata, advance)
-        (folder / "config.json").write_text(json.dumps(target.config(config, kept.values()), indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(target.config(config, found.names), indent=2) + "\n")
         (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
     _appear_whole(Path(out_dir), total, fill)
     return found.report
 
 
-def _kept(found: Recognised, to: To, leave_out: frozenset[str]) -> tuple[dict[str, str], WanConfig]:
-    """The target's name -> our name of every tensor to write, in the model's order, and the config that goes with them."""
-    report, target = found.report, TARGETS[to]
+def _target(found: Recognised, to: To) -> Target:
+    """The kind of folder asked for, of the checkpoint's family."""
+    targets = TARGETS if isinstance(found.report.config, WanConfig) else hunyuan.TARGETS
+    if to not in targets:
+        raise InDoubtError(f"a {found.report.family} model as {to!r}; expected one of {', '.join(targets)}")
+    return targets[to]
+
+
+def _kept(
+    found: Recognised, target: Target, to: To, leave_out: frozenset[str]
+) -> tuple[dict[str, list[str]], WanConfig | HunyuanConfig]:
+    """The target's name -> our names of every tensor to write, in the model's order, and the config that goes with them."""
+    report = found.report
     if report.faults:
         raise KeysError(
             f"{report.file} is not quite {report.layout}: {report.faults}; nothing was written. `worldline "
@@ -193,11 +202,12 @@ def _kept(found: Recognised, to: To, leave_out: frozenset[str]) -> tuple[dict[st
             f"{report.file}: the number of attention heads is not in the weights (width {report.config.dim}) and no "
             "config.json beside them says it; give --heads (num_heads)"
         )
-    kept, homeless, config = {}, set(), report.config
+    kept: dict[str, list[str]] = {}
+    homeless, config = set(), report.config
     for ours in found.names:
-        role, theirs = str(keymaps.role(ours)), target.naming.theirs(ours)
+        role, theirs = found.role(ours), target.theirs(ours)
         if role not in leave_out and theirs is not None:
-            kept[theirs] = ours
+            kept.setdefault(theirs, []).append(ours)
         elif role not in leave_out:
             homeless.add(role)
     for role in leave_out:

@@ -19,8 +19,8 @@ LORA_WORDS = ("lora_A", "lora_B", "lora_down", "lora_up")
 
 # Words in the keys of families that we know by sight and do not convert.
 SIGHTED: dict[str, tuple[str, ...]] = {
-    "HunyuanVideo-1.5": ("double_blocks", "img_in", "txt_in", "byt5_in", "vision_in", "final_layer"),
-    "HunyuanVideo-1.5 (diffusers)": ("x_embedder", "context_embedder", "transformer_blocks", "image_embedder"),
+    "HunyuanVideo": ("double_blocks", "single_blocks", "img_in", "txt_in", "vector_in", "guidance_in", "final_layer"),
+    "HunyuanVideo (diffusers)": ("x_embedder", "context_embedder", "transformer_blocks", "single_transformer_blocks"),
     "LTX": ("patchify_proj", "adaln_single", "transformer_blocks", "audio_patchify_proj", "proj_in"),
     "a video VAE": ("encoder", "decoder", "quant_conv", "post_quant_conv", "conv1", "conv2"),
     "a UMT5 text encoder": ("token_embedding", "shared", "encoder.block", "encoder.final_layer_norm", "pos_embedding"),
@@ -73,7 +73,7 @@ def _nearest(source: Source, file: str) -> str:
         scores[family] = hits / len(words)
     near = [f"{name} {share:.0%}" for name, share in sorted(scores.items(), key=lambda s: -s[1])[:3] if share > 0]
     likeness = f"nearest: {', '.join(near)}" if near else f"nothing resembles its keys ({some(keys, 3)})"
-    return f"{file} is no Wan transformer, the family that is converted; {likeness}"
+    return f"{file} is no Wan or HunyuanVideo-1.5 transformer, the families that are converted; {likeness}"
 
 
 def _known(keys: list[str], naming: Naming) -> float:

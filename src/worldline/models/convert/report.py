@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from worldline.models.convert.errors import some
+from worldline.models.hunyuan15 import HunyuanConfig
 from worldline.models.wan import WanConfig
 
 
@@ -32,7 +33,7 @@ class CheckpointReport:
     """The project whose file this is, as far as names can tell."""
     variant: str | None
     """A published model of these sizes."""
-    config: WanConfig
+    config: WanConfig | HunyuanConfig
     heads_known: bool
     """The weights do not tell the number of heads; False where nothing else told it either (config then says 1)."""
     sets: tuple[WeightSet, ...]

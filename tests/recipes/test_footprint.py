@@ -89,6 +89,8 @@ BATCH = "stages.{}.train.batch_size=4"
         ("dmd", ("stages.dmd.options.critic_updates=1",)),
         ("dmd", ("stages.dmd.options.critic_updates=1", "stages.dmd.options.chunkwise_backward=true")),
         ("camera", ("stages.camera.train.recompute=true",)),
+        ("camera", ("stages.camera.train.batch_size=1", "stages.camera.train.optimizer=adamw")),
+        ("dmd", ("stages.dmd.options.critic_updates=1", "stages.dmd.train.batch_size=1")),
         ("camera", ("stages.camera.train.precision=fp32", "stages.camera.train.accumulation=2")),
     ],
 )

@@ -19,6 +19,7 @@ import pytest
 from worldline.data import build, worker
 from worldline.data.build import DataBuildError, DataConfig, build_dataset
 from worldline.data.dataset import open_dataset
+from worldline.data.reserved import ReservedMapError
 from worldline.schema import WorldlineError
 
 
@@ -159,3 +160,10 @@ def test_bad_sizes_are_refused():
         DataConfig(maps=0)
     with pytest.raises(WorldlineError, match="run into held-out maps"):
         DataConfig(maps=900_000)
+
+
+def test_maps_of_the_evaluation_are_refused():
+    with pytest.raises(ReservedMapError, match=r"\[950000\].*below 950000"):
+        DataConfig(first_heldout_map=949_999, heldout_maps=2)
+    with pytest.raises(ReservedMapError, match="990000"):
+        DataConfig(first_map=990_000, maps=1, heldout_maps=0, first_heldout_map=990_001)

@@ -107,6 +107,22 @@ def test_a_folder_of_the_first_format_is_refused(parts):
         LatentDataset(out)
 
 
+def test_a_training_split_on_maps_of_the_evaluation_is_refused(parts):
+    clips, codec, text, out = parts
+    encode_dataset(clips, codec, text, out)
+    info = json.loads((out / "latents.json").read_text())
+    assert {r["map_seed"] for r in info["rows"]} == {r["map_seed"] for r in clips.rows}
+    held_out = next(r for r in info["rows"] if r["split"] == "heldout")
+    held_out["map_seed"] = 990_007
+    (out / "latents.json").write_text(json.dumps(info))
+    assert len(LatentDataset(out, "train"))
+    assert len(LatentDataset(out, "heldout"))
+    next(r for r in info["rows"] if r["split"] == "train")["map_seed"] = 990_007
+    (out / "latents.json").write_text(json.dumps(info))
+    with pytest.raises(WorldlineError, match=r"maps \[990007\], which are kept for evaluation"):
+        LatentDataset(out, "train")
+
+
 def test_poses_are_of_the_latents_in_the_first_frames_gauge(parts):
     clips, codec, text, out = parts
     encode_dataset(clips, codec, text, out)

@@ -19,9 +19,14 @@ EXAMPLES = """\
   worldline evaluate runs/nano-demo --suite quick  stopped? the same command goes on where it was
   worldline evaluate nano --suite quick --shard 0/2 --out runs/q   and 1/2 elsewhere, with the same --out
   worldline evaluate oracle --suite smoke          the simulator itself: the harness must score at its ceiling
+  worldline evaluate --export inputs --suite smoke start images and action logs for a model that runs elsewhere ...
+  worldline evaluate --from-clips inputs --suite smoke    ... and its clips, written beside them
+  worldline evaluate --open clips                  clips with action logs of their own, without a truth
   worldline evaluate --self-test                   plant faults and see that the right figures react
   worldline evaluate --list                        suites, presets and figures
 """
+
+COMPARE = "  worldline compare runs/evaluate-nano-quick runs/evaluate-mine-quick\n"
 
 
 def add(subcommands: Subcommands) -> None:
@@ -38,8 +43,20 @@ def add(subcommands: Subcommands) -> None:
     sub.add_argument("--shard", default="0/1", metavar="I/N", help="every N-th episode from the I-th (default: 0/1)")
     sub.add_argument("--workers", type=int, metavar="N", help="processes beside this one (default: cores - 1)")
     sub.add_argument("--device", default="cpu", metavar="D", help="where the world runs (default: cpu)")
+    sub.add_argument(
+        "--export", type=Path, metavar="DIR", help="write what a model is given in every episode, and leave"
+    )
+    sub.add_argument("--from-clips", type=Path, metavar="DIR", help="score clips made elsewhere for exported episodes")
+    sub.add_argument(
+        "--open", type=Path, metavar="DIR", help="score clips with action logs of their own, without a truth"
+    )
     sub.add_argument("--self-test", action="store_true", help="test the metrics by planted faults, with no world")
     sub.add_argument("--list", action="store_true", help="say what there is and leave")
+
+    sub = command(subcommands, "compare", compare, "compare two evaluations, episode by episode", COMPARE)
+    sub.add_argument("a", metavar="A", type=Path, help="directory of a finished evaluation")
+    sub.add_argument("b", metavar="B", type=Path, help="directory of another")
+    sub.add_argument("--json", type=Path, metavar="F", help="write the comparison as JSON")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -53,8 +70,12 @@ def main(args: argparse.Namespace) -> int:
         return _list(console)
     if args.self_test:
         return _self_test(console, args.truth)
-    if args.world is None:
-        raise WorldlineError("no world given; name one, such as nano, or use --self-test or --list")
+    if args.export is not None:
+        return _export(console, args)
+    if args.open is not None:
+        return _open(console, args.open)
+    if (args.world is None) == (args.from_clips is None):
+        raise WorldlineError("expected one world, such as nano, or --from-clips DIR; see --help for what else there is")
     return _run(console, args)
 
 
@@ -65,7 +86,12 @@ def _run(console: Console, args: argparse.Namespace) -> int:
     from worldline.evaluate.runner import Plan, evaluate
 
     begin = time.monotonic()
-    model = adapter_of(args.world, args.device)
+    if args.from_clips is not None:
+        from worldline.evaluate.clips import ClipsAdapter
+
+        model: WorldAdapter = ClipsAdapter(args.from_clips)
+    else:
+        model = adapter_of(args.world, args.device)
     suites = tuple(s for s in args.only.split(",") if s)
     out = args.out or Path("runs") / f"evaluate-{model.info().name}-{args.suite}"
     workers = max(0, (os.cpu_count() or 1) - 1) if args.workers is None else args.workers
@@ -79,7 +105,7 @@ def _run(console: Console, args: argparse.Namespace) -> int:
         console.print(f"shard {args.shard} is done; the report is written when all are, under {out}", highlight=False)
         return 0
     facts = {
-        "command": f"worldline evaluate {args.world} --suite {args.suite}",
+        "command": f"worldline evaluate {args.world or f'--from-clips {args.from_clips}'} --suite {args.suite}",
         "seconds": f"{time.monotonic() - begin:.0f}",
     }
     from worldline.evaluate.publish import publish
@@ -105,12 +131,68 @@ def adapter_of(name: str, device: str) -> WorldAdapter:
     )
 
 
+def compare(args: argparse.Namespace) -> int:
+    """Two finished evaluations."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from worldline.cli.common import write_json
+    from worldline.evaluate.compare import as_json
+    from worldline.evaluate.compare import compare as compared
+
+    found = compared(args.a, args.b)
+    if args.json is not None:
+        write_json(args.json, {"a": str(args.a), "b": str(args.b), "figures": as_json(found)})
+    table = Table("figure", "A", "B", "B less A", "95 %", "p", "episodes", "better")
+    for c in found:
+        d = c.difference
+        span = f"{d.low:+.3g} to {d.high:+.3g}" if d.n > 1 else "one episode"
+        table.add_row(
+            c.name,
+            f"{c.a:.4g}",
+            f"{c.b:.4g}",
+            f"{d.value:+.3g}",
+            span,
+            f"{d.p:.3f}",
+            str(d.n),
+            c.better or "no difference",
+        )
+    Console().print(table)
+    return 0
+
+
 def _shard(text: str) -> tuple[int, int]:
     """`0/2` as (0, 2)."""
     first, _, count = text.partition("/")
     if not (first.isdigit() and count.isdigit()):
         raise WorldlineError(f"shard {text!r}; expected I/N, such as 0/2")
     return int(first), int(count)
+
+
+def _export(console: Console, args: argparse.Namespace) -> int:
+    from worldline.evaluate.clips import export_inputs
+    from worldline.evaluate.suites import cases, preset
+    from worldline.evaluate.truth import truth_of
+
+    made = cases(preset(args.suite, tuple(s for s in args.only.split(",") if s)))
+    folder = export_inputs([truth_of(case, args.truth) for case in made], args.export)
+    console.print(f"{len(made)} start images and action logs in {folder}", highlight=False)
+    return 0
+
+
+def _open(console: Console, folder: Path) -> int:
+    from rich.table import Table
+
+    from worldline.evaluate.clips import open_domain
+    from worldline.evaluate.open_domain import figures
+
+    scores = open_domain(folder)
+    rows = [figures(s) for s in scores]
+    table = Table("clip", *rows[0]) if rows else Table("no clips found")
+    for s, row in zip(scores, rows, strict=True):
+        table.add_row(s.case, *("-" if v is None else f"{v:.3g}" for v in row.values()))
+    console.print(table)
+    return 0
 
 
 def _list(console: Console) -> int:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from worldline.data.reserved import refuse_reserved
 from worldline.schema import WorldlineError
 
 FORMAT = 2
@@ -51,6 +52,8 @@ class DataConfig:
             raise WorldlineError(
                 f"{self.maps} maps from {self.first_map} run into held-out maps; use fewer than 899000"
             )
+        last = max(self.first_map + self.maps, self.first_heldout_map + self.heldout_maps) - 1
+        refuse_reserved((last,), "the dataset to build")
 
     def units(self) -> list[dict[str, object]]:
         """The jobs, in order."""

@@ -145,7 +145,8 @@ def encode_dataset(
             os.replace(path.with_suffix(".tmp"), path)
         if progress is not None:
             progress(s + 1, count)
-    rows = [{"id": r["id"], "split": r["split"], "caption": r["caption"]} for r in dataset.rows]
+    kept = ("id", "split", "caption", "map_seed")
+    rows = [{k: r[k] for k in kept if k in r} for r in dataset.rows]
     info = {
         **mark,
         "rows": rows,

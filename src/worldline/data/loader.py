@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from worldline.data.encode import FORMAT
+from worldline.data.reserved import refuse_reserved
 from worldline.functional.camera import cameras_of
 from worldline.schema import LatentBatch, TextEmbedding, WorldlineError
 
@@ -58,6 +59,9 @@ class LatentDataset:
             raise WorldlineError(
                 f"split {split!r} of {root} is empty; it has {sorted({r['split'] for r in info['rows']})}"
             )
+        if split == "train":
+            maps = (info["rows"][i].get("map_seed") for i in keep)
+            refuse_reserved((m for m in maps if m is not None), f"the training split of {root}")
         shards = [load_file(p) for p in sorted(root.glob("shard-*.safetensors"))]
         whole = {k: torch.cat([s[k] for s in shards])[keep] for k in shards[0]}
         T = whole["latents"].shape[1]

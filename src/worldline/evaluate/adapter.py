@@ -63,6 +63,13 @@ class Reconstructs(Protocol):
     def reconstruct(self, frames: np.ndarray) -> np.ndarray: ...
 
 
+@runtime_checkable
+class Expects(Protocol):
+    """A model that must be told which episode follows, as an image alone does not tell it."""
+
+    def expect(self, truth: Truth) -> None: ...
+
+
 @dataclass(frozen=True)
 class Played:
     """frames uint8 [F + 1, H, W, 3]; step_ms [steps]; reset_ms; non_finite: frames that were not all finite (black here)."""

@@ -68,6 +68,17 @@ class Figure:
                 return _skipped("not to be had from these episodes (too short, or no relation to the command)")
         return {"value": found.value, "low": found.low, "high": found.high, "n": n, "status": "ok", "reason": ""}
 
+    def value(self, scores: Sequence[Score], rows: Rows) -> float:
+        """The figure alone, without its interval; nan where it cannot be had."""
+        picked = [s for s in scores if self.picks(s)]
+        if not picked or any(s.case not in rows.get(r, {}) for r in self.needs for s in picked):
+            return float("nan")
+        if self.pooled is not None:
+            return self.pooled(picked, rows)
+        values = np.array([self.each(s, rows) for s in picked]) if self.each is not None else np.zeros(0)
+        values = values[np.isfinite(values)]
+        return float(values.mean()) if len(values) else float("nan")
+
     def by_case(self, scores: Sequence[Score], rows: Rows) -> dict[str, float]:
         """Per episode, for paired comparison and for the worst; what is had from several together is taken one by one."""
         out = {}

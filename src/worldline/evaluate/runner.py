@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worldline.evaluate.adapter import Reconstructs, ReplayAdapter, WorldAdapter, drive
+from worldline.evaluate.adapter import Expects, Reconstructs, WorldAdapter, drive
 from worldline.evaluate.references import SHARED, reference
 from worldline.evaluate.score import METRIC_VERSION, Score, score
 from worldline.evaluate.store import read_clip, read_score, score_path, write_clip, write_json, write_score
@@ -143,7 +143,7 @@ def _model_rows(model: WorldAdapter, plan: Plan, case: Case, truth: Truth) -> No
     path = score_path(plan.out / "scores" / "model", case.id, case.fingerprint())
     if not path.is_file():
         clip = clip_path(plan.out, case)
-        if isinstance(model, ReplayAdapter):
+        if isinstance(model, Expects):
             model.expect(truth)
         played = drive(model, truth.start, truth.caption, case.controls, case.seed)
         write_clip(clip, played.frames)

@@ -17,6 +17,7 @@ COMMANDS = [
     "play",
     "generate",
     "bench",
+    "doctor",
     "data",
     "inspect-checkpoint",
     "convert",

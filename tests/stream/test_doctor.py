@@ -1,0 +1,95 @@
+"""The doctor finds what is amiss, and says what mends it; predictions follow their formula."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+
+import pytest
+import torch
+
+from worldline.models.wan import WanConfig
+from worldline.stream import doctor
+from worldline.stream.doctor import examine
+from worldline.stream.machine import ROWS, WIDTHS, Rates
+from worldline.stream.plan import plan_of
+from worldline.stream.predict import known_worlds, memory_of, predict
+
+CPU = torch.device("cpu")
+
+
+def statuses(**asked) -> dict[str, doctor.Check]:
+    return {check.name: check for check in examine(CPU, compiling=False, **asked)}
+
+
+def test_this_machine_is_in_order():
+    found = statuses(port=0)
+    assert not [check for check in found.values() if check.status == "FAIL"]
+    assert all(check.mend for check in found.values() if check.status == "WARN")
+    for name in ("attention: dense", "attention: blocks", "ring cache", "int8 layers", "fp8 layers", "JPEG", "H.264"):
+        assert found[name].status == "PASS", found[name]
+    assert found["CUDA graph"].status == "SKIP"
+
+
+def test_a_backend_that_computes_something_else_fails(monkeypatch):
+    right = doctor.FrameMask.attend
+    monkeypatch.setattr(doctor.FrameMask, "attend", lambda self, q, k, v: 1.1 * right(self, q, k, v))
+    found = statuses()
+    assert found["attention: blocks"].status == "FAIL"
+    assert found["attention: blocks"].mend
+    assert found["ring cache"].status == "PASS"
+
+
+def test_a_ring_that_forgets_fails(monkeypatch):
+    monkeypatch.setattr(doctor.RingCache, "_slot", lambda self, frame: frame % 3)
+    assert statuses()["ring cache"].status == "FAIL"
+
+
+def test_a_check_that_breaks_ends_none_of_the_others(monkeypatch):
+    def broken():
+        raise OSError("no such thing")
+
+    monkeypatch.setattr(doctor, "_jpeg", broken)
+    found = statuses()
+    assert found["JPEG"].status == "FAIL"
+    assert "no such thing" in found["JPEG"].found
+    assert found["disk"].status in ("PASS", "WARN")
+
+
+def test_a_taken_port_is_a_warning():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        check = statuses(port=held.getsockname()[1])["port"]
+    assert check.status == "WARN"
+    assert "--port" in check.mend
+
+
+@pytest.mark.slow
+def test_compiling_is_tried():
+    found = {check.name: check for check in examine(CPU)}["compile"]
+    assert found.status == "PASS" or "g++" in found.mend
+
+
+@pytest.fixture(scope="module")
+def sizes():
+    """A world of the known kind, narrow and shallow."""
+    config = WanConfig(dim=64, ffn_dim=128, num_heads=4, num_layers=2, text_dim=16, text_len=8, camera="fused")
+    _, codec, world = known_worlds()["Wan 2.1 1.3B"]
+    return config, codec, replace(world, height=96, width=160)
+
+
+def test_a_prediction_follows_its_formula(sizes):
+    rates = Rates({(r, w): 1e9 for r in ROWS for w in WIDTHS}, 1e9, 1e-4)
+    plan, got = plan_of(*sizes), predict("small", *sizes, rates, 1e9, 10.0)
+    flops, moved, small = plan.flops / 1e9, plan.bytes / 1e9, 10 * 2 * 5 * 1e-4  # two layers, four steps and a commit
+    assert got.chunk_s == pytest.approx(max(flops, moved) + small)
+    assert got.fps == pytest.approx(12 / got.chunk_s)
+    assert got.realtime == (got.fps >= 16)
+    assert got.memory == memory_of(plan) > plan.weight_bytes + plan.cache_bytes
+    assert got.fits
+    assert not replace(got, free=1.0).fits
+    fast = predict(
+        "small", *sizes, replace(rates, products=dict.fromkeys(rates.products, 1000000000000000.0)), 1e9, 0.0
+    )
+    assert fast.chunk_s == pytest.approx(moved, rel=1e-3)

@@ -35,8 +35,9 @@ LOOKS = (
 def shortened(recipe: str, steps: int) -> list[str]:
     """The recipe with few clips and `steps` steps a stage: how long it runs, not what it holds."""
     whole = load_recipe(recipe)
-    found = [*FEW, f"health.every={LOOKS}", "codec.path=bundled"]
-    stages = [f"stages.{name}" for name in whole.stages] + (["base"] if whole.base.path is None else [])
+    found = [*FEW, f"health.every={LOOKS}"]
+    made_here = [part for part in ("codec", "base") if getattr(whole, part).path is None]
+    stages = [*made_here, *(f"stages.{name}" for name in whole.stages)]
     found += [f"{at}.train.steps={steps}" for at in stages]
     for name, stage in whole.stages.items():
         if stage.method == "ode":
@@ -61,8 +62,8 @@ def measure(recipe: str, steps: int, folder: Path) -> Iterator[tuple[str, dict[s
     plan: RecipePlan = plan_recipe(load_recipe(recipe, overrides), this_device(1))
     words = [word for override in overrides for word in ("--set", override)]
     run = [sys.executable, "-m", "worldline.cli", "run", recipe, "--run-dir", str(folder), *words]
-    peak([*run, "--until", "encode"])
     for stage in plan.stages:
+        peak([*run, "--until", "data" if stage.name == "codec" else "encode"])
         measured = peak([*run, "--until", stage.name])
         parts = {kind: round(amount / 2**20, 1) for kind, amount in stage.memory.items() if amount}
         row = {"phase": stage.phase, "planned_mib": round(stage.peak / 2**20), "measured_mib": round(measured / 2**20)}

@@ -7,9 +7,13 @@ import torch
 
 from tests.conftest import random_cameras, randomise
 from tests.live_bytes import LiveBytes
+from worldline.methods.autoencoder import PixelBatch
 from worldline.methods.ode import OdeBatch
 from worldline.models.frugal import halve_frozen
+from worldline.models.nano_vae import NanoVAE
 from worldline.models.wan import WanModel
+from worldline.recipes.codec import Autoencoding
+from worldline.recipes.codec_plan import codec_needs
 from worldline.recipes.footprint import Assessment, Costs, assess
 from worldline.recipes.host import KINDS
 from worldline.recipes.load import load_recipe
@@ -106,3 +110,24 @@ def test_bf16_moments_save_what_the_plan_says(tmp_path):
         recipe = load_recipe("nano-demo", [*SMALL, f"stages.cd.train.moments={kind}"])
         moments[kind] = assess(Costs(recipe, recipe.stages["cd"], cameras=True, on_cpu=False)).memory["optimizer"]
     assert moments["fp32"] == 2 * moments["bf16"] > 0
+
+
+@pytest.mark.parametrize("overrides", [(), ("codec.train.precision=fp32", "codec.options.trains=decoder")])
+def test_a_codec_too(overrides, tmp_path):
+    small = "codec.model={encoder_widths: [16, 24, 32], decoder_widths: [16, 24, 32], blocks: 1}"
+    recipe = load_recipe("nano", ["codec.train.steps=2", small, *overrides])
+    section, size = recipe.codec, recipe.data.build
+
+    class Windows:
+        def batch(self, seed, step, batch_size, device="cpu"):
+            video = torch.rand(batch_size, section.frames, 3, size.height, size.width)
+            return PixelBatch(video, torch.zeros(batch_size, section.frames), torch.ones(4))
+
+    with LiveBytes() as live:
+        method = Autoencoding(section.options, NanoVAE(section.model))
+        trainer = Trainer(method, Windows(), section.train, tmp_path)
+        trainer.save = lambda: None
+        live.peak = 0
+        trainer.fit()
+    needs = codec_needs(recipe, on_cpu=False, batch=section.train.batch_size, accumulation=1)
+    assert sum(needs.memory.values()) == pytest.approx(live.peak, rel=0.08)

@@ -296,7 +296,7 @@ def test_the_command_prints_tables_and_json(capsys):
     assert "below 16" in printed
     assert main(["plan", "nano-smoke", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert [s["name"] for s in data["stages"]] == ["base", "camera", "ar", "ode", "cd", "dmd"]
+    assert [s["name"] for s in data["stages"]] == ["codec", "base", "camera", "ar", "ode", "cd", "dmd"]
     assert data["stages"][0]["peak"] == pytest.approx(sum(data["stages"][0]["memory"].values()))
     assert main(["plan", "nano-smoke", "--device", "h20"]) == 2
     assert main(["plan", "nano-smoke", "--devices", "0"]) == 2

@@ -88,7 +88,9 @@ def show(console: Console, plan: RecipePlan, about: str) -> None:
         f"{clip['latents'] * clip['tokens']:,} tokens\n",
         highlight=False,
     )
-    table = Table("stage", *(_right(h) for h in ("trained", "of params", "batch", "per step", "steps", "time")))
+    table = Table(
+        "stage", *(_right(h) for h in ("trained", "of params", "batch", "per step", "steps", "time")), box=None
+    )
     for s in plan.stages:
         table.add_row(
             s.name,
@@ -99,7 +101,7 @@ def show(console: Console, plan: RecipePlan, about: str) -> None:
             f"{s.steps:,}",
             hours(s.seconds),
         )
-    console.print(table)
+    console.print(table, "")
     kinds = {
         "weights": "weights",
         "gradients": "grads",
@@ -110,20 +112,18 @@ def show(console: Console, plan: RecipePlan, about: str) -> None:
     }
     beside = any(kind in s.memory for s in plan.stages for kind in host.KINDS)
     titles = [*kinds.values(), *(["process"] if beside else [])]
-    table = Table("GiB", *(_right(title) for title in titles), _right("peak"), "fits")
+    table = Table("GiB", *(_right(title) for title in titles), _right("peak"), "fits", box=None)
     for s in plan.stages:
         parts = [_gib(s.memory.get(kind, 0.0)) for kind in kinds]
         parts += [_gib(sum(s.memory.get(kind, 0.0) for kind in host.KINDS))] if beside else []
         table.add_row(s.name, *parts, f"[bold]{_gib(s.peak)}[/]", "[green]yes[/]" if s.fits else "[bold red]no[/]")
-    console.print(table)
+    console.print(table, "")
     for s in plan.stages:
         if len(s.roles) > 2:
             networks = ", ".join(f"{r.name} (trained)" if r.trained else r.name for r in s.roles)
             console.print(f"       {s.name} holds {networks}", highlight=False)
     _disk(console, plan)
     _advice(console, plan)
-    for note in plan.notes:
-        console.print(f"[yellow]note[/] {note}", highlight=False, soft_wrap=True)
     total = sum(s.seconds for s in plan.stages)
     console.print(
         f"[bold]in all {hours(total)}[/] of {plan.devices} x {device.name}"

@@ -16,7 +16,7 @@ from worldline.functional.masks import Visibility
 from worldline.methods.consistency import ConsistencyConfig
 from worldline.methods.dmd import DMDConfig
 from worldline.methods.ode import ODEConfig
-from worldline.models.wan import WanConfig
+from worldline.models.registry import BackboneConfig
 from worldline.models.wan_vae import WAN_VAE_VARIANTS
 from worldline.recipes.costs import (
     Kept,
@@ -142,7 +142,7 @@ class Costs:
 
     def __init__(self, recipe: Recipe, section: StageSection, cameras: bool, on_cpu: bool) -> None:
         self.recipe, self.section, self.cameras, self.on_cpu = recipe, section, cameras, on_cpu
-        self.config: WanConfig = recipe.model.config(None if cameras else "none")
+        self.config: BackboneConfig = recipe.model.config(None if cameras else "none")
         self.clip, self.half = clip_of(recipe, section.latents), section.train.precision == "bf16"
         self.visibility = recipe.rollout.visibility()
         self.teachers = described(recipe, section)
@@ -316,7 +316,7 @@ def _dmd_phases(options: DMDConfig, costs: Costs) -> list[Phase]:
     ]
 
 
-def roles(recipe: Recipe, section: StageSection, config: WanConfig) -> tuple[Role, ...]:
+def roles(recipe: Recipe, section: StageSection, config: BackboneConfig) -> tuple[Role, ...]:
     """The networks of a stage, that whose weights it leaves first."""
     count, matrices = parameters(config)
     named = sources(section)
@@ -431,5 +431,5 @@ def assess(costs: Costs, changes: Mapping[str, Any] | None = None) -> Assessment
     peak, phase = memory(networks, updates, config.num_layers, setting, teacher)
     if costs.on_cpu:
         clip, latent = costs.clip, 4 * costs.clip.height * costs.clip.width * config.in_channels
-        peak |= beside(costs.recipe, latent, clip.frames, handled(networks, updates, config.num_layers, setting))
+        peak |= beside(costs.recipe, latent, clip.encoded, handled(networks, updates, config.num_layers, setting))
     return Assessment(networks, updates, once, setting, peak, phase)

@@ -15,20 +15,21 @@ system, and what one phase leaves behind does not fit the next. Measured on the 
 KINDS = ("runtime", "data", "allocator")
 
 
-def clips_of(recipe: Recipe) -> int | None:
-    """Encoded clips: those to be rendered, or those of the dataset; None where that is not there yet."""
+def clips_of(recipe: Recipe, *, heldout: bool = True) -> int | None:
+    """Encoded clips: those to be rendered (without the held-out ones where so asked), or those of the dataset; None where
+    that is not there yet."""
     build = recipe.data.build
     if recipe.data.path is None:
-        return (build.maps + build.heldout_maps) * build.clips_per_map
+        return (build.maps + (build.heldout_maps if heldout else 0)) * build.clips_per_map
     info = Path(recipe.data.path) / "dataset.json"
     return int(json.loads(info.read_text())["clips"]) if info.is_file() else None
 
 
 def beside(recipe: Recipe, latent: int, frames: int, handled: float) -> dict[str, float]:
-    """Bytes by what they are. latent: bytes of a latent frame; frames: of a clip; handled: bytes of the activations of all
+    """Bytes by what they are. latent: bytes of a latent frame; frames: of an encoded clip; handled: bytes of the activations of all
     phases, each at its height."""
     return {
         "runtime": float(RUNTIME),
-        "data": float((clips_of(recipe) or 0) * frames * latent),
+        "data": float((clips_of(recipe, heldout=False) or 0) * frames * latent),
         "allocator": ALLOCATOR * handled,
     }

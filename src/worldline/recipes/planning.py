@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from worldline.methods.ode import ODEConfig
+from worldline.recipes.codec_plan import codec_needs
 from worldline.recipes.costs import (
     parameters,
 )
@@ -15,6 +16,7 @@ from worldline.recipes.host import clips_of
 from worldline.recipes.mends import key, mends, shorter, spread
 from worldline.recipes.schema import Recipe, StageSection
 from worldline.schema import WorldlineError
+from worldline.train.parallel import shares
 
 SMALLEST_BATCH = 16
 """minWM (arXiv:2605.30263) teaching camera control: batches under 4 fail, 8 are unstable, 16 work."""
@@ -70,7 +72,6 @@ class RecipePlan:
     latent_bytes: int  # of one encoded clip
     text_bytes: int  # and of a prompt, at most; equal prompts are kept once
     stages: tuple[StagePlan, ...]
-    notes: tuple[str, ...]
 
     @property
     def disk(self) -> float:
@@ -98,9 +99,8 @@ def plan_recipe(recipe: Recipe, device: Device, *, devices: int = 1, utilisation
     stages = tuple(
         _stage(recipe, name, section, device, devices, share, clips, latent) for name, section in sections.items()
     )
-    notes = []
     if recipe.codec.path is None:
-        notes.append("training the codec (stage codec) is not part of this plan")
+        stages = (_codec(recipe, device, devices, share), *stages)
     return RecipePlan(
         recipe=recipe.name,
         device=device,
@@ -111,7 +111,33 @@ def plan_recipe(recipe: Recipe, device: Device, *, devices: int = 1, utilisation
         latent_bytes=latent * clip.encoded,
         text_bytes=(4 if recipe.text.kind == "hash" else 2) * config.text_len * config.text_dim,
         stages=stages,
-        notes=tuple(notes),
+    )
+
+
+def _codec(recipe: Recipe, device: Device, devices: int, utilisation: float) -> StagePlan:
+    train = recipe.codec.train
+    batch, micros = shares(train, max(1, devices // train.sequence_parallel))
+    needs = codec_needs(recipe, on_cpu=device.name == "cpu", batch=batch, accumulation=max(1, micros // devices))
+    samples = train.batch_size * train.accumulation
+    fits = device.holds(sum(needs.memory.values()))
+    mend = "--set codec.train.batch_size=1" if needs.phase == "codec" else "--set data.build.maps=N with fewer maps"
+    return StagePlan(
+        name="codec",
+        method="autoencoder",
+        roles=(needs.role,),
+        memory=needs.memory,
+        phase=needs.phase,
+        flops_per_step=samples * needs.flops,
+        once_flops=0.0,
+        seconds=samples * needs.flops * train.steps / devices / (device.tflops * 1e12 * utilisation),
+        steps=train.steps,
+        global_batch=samples,
+        disk={
+            "checkpoints": train.keep * sum(needs.role.states(needs.setting).values()),
+            "model": 4.0 * needs.role.parameters,
+        },
+        fits=fits,
+        mends=() if fits else (mend,),
     )
 
 

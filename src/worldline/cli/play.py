@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worldline.cli.common import Subcommands, command
+
+if TYPE_CHECKING:
+    from worldline.nn.quant import Scheme
 
 EXAMPLES = """\
   worldline play                        the bundled world
@@ -19,12 +23,13 @@ def add(subcommands: Subcommands) -> None:
     sub = command(subcommands, "play", main, "walk through a world in the browser: WASD, mouse, arrows", EXAMPLES)
     sub.add_argument("world", metavar="WORLD", nargs="?", help="a world or run directory (default: the bundled world)")
     sub.add_argument("--port", type=int, default=8000, metavar="N", help="port of the page (default: 8000)")
+    sub.add_argument("--quantise", choices=("int8", "fp8"), help="with 8-bit linear layers")
     sub.add_argument("--no-browser", action="store_true", help="do not open a browser")
 
 
 def main(args: argparse.Namespace) -> int:
     """Find the world and serve it."""
-    return serve_world(find_world(args.world), port=args.port, browser=not args.no_browser)
+    return serve_world(find_world(args.world), port=args.port, browser=not args.no_browser, quantise=args.quantise)
 
 
 def find_world(name: str | None) -> Path:
@@ -40,14 +45,17 @@ def find_world(name: str | None) -> Path:
     raise WorldlineError(f"{name} is no world (no world.json); expected a world directory, a run directory, or nothing")
 
 
-def serve_world(world: Path, *, port: int, browser: bool) -> int:
+def serve_world(world: Path, *, port: int, browser: bool, quantise: Scheme | None = None) -> int:
     """Serve until interrupted."""
+    from functools import partial
+
     from rich.console import Console
 
     from worldline.serve.app import serve
+    from worldline.stream.engine import Engine
 
     def ready(url: str) -> None:
         Console().print(f"{world} is at [bold]{url}[/] (Ctrl-C stops it)", highlight=False)
 
-    serve(world, port=port, open_browser=browser, on_ready=ready)
+    serve(partial(Engine.load, world, quantise=quantise), port=port, open_browser=browser, on_ready=ready)
     return 0

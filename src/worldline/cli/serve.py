@@ -47,6 +47,7 @@ def add(subcommands: Subcommands) -> None:
     on = sub.add_argument_group("on what")
     on.add_argument("--workers", type=int, metavar="N", help="processes, an engine each (default: one a --device)")
     on.add_argument("--device", action="append", metavar="D", help="such as cuda:0; repeatable (default: cpu)")
+    on.add_argument("--quantise", choices=("int8", "fp8"), help="with 8-bit linear layers")
     on.add_argument("--threads", type=int, metavar="N", help="CPU threads of each process (default: measured)")
 
 
@@ -76,7 +77,8 @@ def main(args: argparse.Namespace) -> int:
         resume_s=args.resume, queue=args.queue,
     )  # fmt: skip
     world = find_world(args.world)
-    loads = [partial(Engine.load, world, devices[i % len(devices)], threads=args.threads) for i in range(workers)]
+    load = partial(Engine.load, world, threads=args.threads, quantise=args.quantise)
+    loads = [partial(load, devices[i % len(devices)]) for i in range(workers)]
     seats: list[Seat] = [LocalSeat(loads[0])] if workers == 1 else [WorkerSeat(f, str(i)) for i, f in enumerate(loads)]
 
     def ready(url: str) -> None:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,7 @@ from worldline.nn.quant import QuantisationError, QuantLinear, quantise_rows
 from worldline.stream.machine import memory_bytes, processor
 
 Status = Literal["PASS", "WARN", "FAIL", "SKIP"]
+BACKENDS: tuple[AttentionBackend, ...] = ("dense", "blocks", "flex")
 NEAR = 0.02  # relative error that bf16 may have; fp32 stays far below
 DISK = 2 << 30  # bytes that recordings and runs want
 OPTIONAL = {
@@ -62,7 +64,7 @@ def examine(device: torch.device, *, compiling: bool = True, port: int = 8000) -
         "device": lambda: _device(device),
         "load": _load,
         "attention": lambda: _attention(device),
-        **{f"attention: {b}": lambda b=b: _masked(device, b) for b in ("dense", "blocks", "flex")},
+        **{f"attention: {b}": partial(_masked, device, b) for b in BACKENDS},
         "ring cache": lambda: _ring(device),
         "packed bf16 layers": lambda: _packed(device),
         "int8 layers": lambda: _quantised(device, "int8"),
@@ -70,7 +72,7 @@ def examine(device: torch.device, *, compiling: bool = True, port: int = 8000) -
         "CUDA graph": lambda: _graph(device),
         "JPEG": _jpeg,
         "H.264": _video,
-        **{f"package {name}": lambda name=name: _optional(name) for name in OPTIONAL},
+        **{f"package {name}": partial(_optional, name) for name in OPTIONAL},
         "browser tests": _chromium,
         "port": lambda: _port(port),
         "disk": _disk,

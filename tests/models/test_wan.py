@@ -9,7 +9,8 @@ import torch
 from tests.conftest import randomise
 
 from worldline.functional.camera import cameras_of
-from worldline.models.wan import INJECTED, WanConfig, WanModel
+from worldline.models.backbone import INJECTED
+from worldline.models.wan import WanConfig, WanModel
 from worldline.nn.attention import FrameMask
 from worldline.schema import Cameras, ShapeError, WorldlineError
 

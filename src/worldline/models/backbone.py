@@ -68,6 +68,10 @@ def _cat(parts: list[Tensor], axis: int) -> Tensor:
     return torch.cat([F.pad(x, (*behind, 0, longest - x.shape[axis])) for x in parts])
 
 
+# Parts that steer, by their keys: no pretrained model's own, absent from its checkpoints.
+INJECTED = ("prope_o", "motion_embedder", "action_embedder", "ray_embedding", "camera_embedder", "norm3", "attn3")
+
+
 class TransformerBlock(nn.Module):
     """The part of a backbone that repeats: what is sharded, compiled and computed again on its own. Takes (x, mod, text, rope,
     seen, layer), of which `seen` says what it attends to; gives x [B, T, S, D], or x and what became of the text."""
@@ -90,6 +94,19 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def tokens_per_frame(self, height: int, width: int) -> int:
         """Tokens of one latent frame of this grid."""
+
+    def whole_context(self, text: TextEmbedding) -> TextContext:
+        """`text_context` of prompts that fill all their places: it need not look at values."""
+        return self.text_context(text)
+
+    def freeze(self, dtype: torch.dtype = torch.float32) -> Backbone:
+        """Lay the weights out for inference in `dtype`, in place, where this backbone gains by it."""
+        return self.eval().requires_grad_(False)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether `freeze` has laid the weights out so that they can no longer be trained, adapted, saved or moved."""
+        return False
 
     def conditions(self, levels: Sequence[float], like: Tensor, cameras: Cameras | None, start: int) -> list[Any]:
         """For every noise level what `model(..., conditions=)` takes in place of forming it again in every step; empty

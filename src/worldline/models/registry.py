@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from worldline.models.backbone import Backbone
 from worldline.models.codec import Codec
-from worldline.models.hunyuan15 import HunyuanConfig, HunyuanModel
+from worldline.models.hunyuan15 import HUNYUAN_VARIANTS, HunyuanConfig, HunyuanModel
 from worldline.models.hunyuan15_vae import HunyuanVAE, HunyuanVAEConfig
 from worldline.models.nano_vae import NanoVAE, NanoVAEConfig
 from worldline.models.tiny_vae import TinyVAE, TinyVAEConfig
@@ -23,6 +23,8 @@ from worldline.models.wan_vae import WanVAE, WanVAEConfig
 from worldline.nn.quant import description, quantised_tensors, with_layers
 from worldline.schema import WorldlineError
 
+BackboneConfig = WanConfig | HunyuanConfig
+VARIANTS: dict[str, BackboneConfig] = {**WAN_VARIANTS, **HUNYUAN_VARIANTS}
 KINDS: dict[str, tuple[type, type]] = {
     "wan": (WanModel, WanConfig),
     "hunyuan15": (HunyuanModel, HunyuanConfig),
@@ -85,7 +87,7 @@ def build_model(kind: str, config: dict[str, Any]) -> Backbone | Codec:
     return cls(config_cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}))
 
 
-def build_backbone(config: WanConfig | HunyuanConfig) -> Backbone:
+def build_backbone(config: BackboneConfig) -> Backbone:
     """A freshly initialised transformer of these sizes, whichever family they are of."""
     for cls, config_cls in KINDS.values():
         if type(config) is config_cls:
@@ -94,11 +96,11 @@ def build_backbone(config: WanConfig | HunyuanConfig) -> Backbone:
     raise WorldlineError(f"{type(config).__name__} is no config of a transformer; expected WanConfig or HunyuanConfig")
 
 
-def variant(name: str, **changes: Any) -> WanConfig:
-    """A named Wan variant, with changes."""
-    if name not in WAN_VARIANTS:
-        raise WorldlineError(f"model variant {name!r}; expected one of {sorted(WAN_VARIANTS)}")
-    return dataclasses.replace(WAN_VARIANTS[name], **changes)
+def variant(name: str, **changes: Any) -> BackboneConfig:
+    """A named backbone's sizes, with changes."""
+    if name not in VARIANTS:
+        raise WorldlineError(f"model variant {name!r}; expected one of {sorted(VARIANTS)}")
+    return dataclasses.replace(VARIANTS[name], **changes)
 
 
 def load_state(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +42,6 @@ from worldline.nn.seen import Seen
 from worldline.schema import Cameras, ShapeError, TextEmbedding, WorldlineError
 
 CameraMode = Literal["none", "branch", "fused", "plucker", "cross"]
-# Parts that steer, by their keys: not Wan's own, absent from its checkpoints.
-INJECTED = ("prope_o", "motion_embedder", "action_embedder", "ray_embedding", "camera_embedder", "norm3", "attn3")
 # Parts that compute in fp32 whatever the compute type.
 FP32 = (*(f"condition_embedder.{part}" for part in ("time", "motion", "action")), "camera_embedder")
 
@@ -67,6 +65,9 @@ class WanConfig:
     camera_share: float = 0.5  # share of each head's dims that carry the camera in `fused`
     motion: bool = False  # also modulate every frame by the camera's motion since the frame before (AdaLN)
     actions: int = 0  # and by so many discrete actions (AdaLN); 10 where they are read off the camera's motion
+
+    # What may differ from the pretrained model whose weights are loaded: parts of their own.
+    FREE: ClassVar = ("camera", "camera_share", "motion", "actions")
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:

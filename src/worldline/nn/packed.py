@@ -77,7 +77,7 @@ def packs(layer: nn.Linear | nn.Conv2d) -> bool:
 def pack_convolutions(module: nn.Module) -> None:
     """Replace every 2D convolution below `module` that can be packed."""
     for name, child in module.named_children():
-        if type(child) in (nn.Conv2d, ConvReLU) and packs(child):
+        if isinstance(child, nn.Conv2d) and type(child) in (nn.Conv2d, ConvReLU) and packs(child):
             setattr(module, name, PackedConv2d(child))
         else:
             pack_convolutions(child)

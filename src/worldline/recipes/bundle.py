@@ -27,7 +27,8 @@ def bundle(
 ) -> Path:
     """Copy codec, base, world and start images of `run` to `out`. codec: another one of the same latents (its decoder
     trained further); average: a stage of the run and its share in the world's weights, the rest being the world's own
-    (docs/decisions/0006-long-clips-last-two-steps.md). Raises WorldlineError where a part is missing or the whole exceeds what may ship."""
+    (docs/decisions/0006-long-clips-last-two-steps.md). Raises WorldlineError where a part is missing or the whole exceeds
+    what may ship."""
     world = run / "world"
     if not (world / "world.json").is_file():
         raise WorldlineError(f"{run} holds no finished world (world/world.json); run `worldline run {run}` to its end")

@@ -11,7 +11,7 @@ import torch
 from worldline.data.loader import LatentDataset
 from worldline.methods.base import Method
 from worldline.methods.ode import OdeTrajectories, generate_trajectories
-from worldline.models.wan import WanModel
+from worldline.models.registry import build_backbone
 from worldline.recipes.assets import located
 from worldline.recipes.networks import networks
 from worldline.recipes.schema import BaseSection, StageSection
@@ -52,7 +52,7 @@ def base(ws: Workspace, directory: Path) -> dict[str, float]:
     section = ws.recipe.base
     torch.manual_seed(stage_seed(ws.recipe.seed, "base weights", section.train.seed))
     config = ws.recipe.model.config("none")
-    model = WanModel(config) if section.init is None else ws.weights(located(section.init, "base"), config)
+    model = build_backbone(config) if section.init is None else ws.weights(located(section.init, "base"), config)
     method = replace(section.options, use_cameras=False).build(model, empty_prompt(ws))
     return train(ws, "base", method, "model", latents(ws, section), section.train, directory)
 

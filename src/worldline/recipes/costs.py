@@ -17,7 +17,8 @@ from worldline.functional.camera import cameras_of
 from worldline.functional.masks import Visibility
 from worldline.models.frugal import halve_frozen
 from worldline.models.lora import LoRARole
-from worldline.models.wan import WanConfig, WanModel
+from worldline.models.operations import forward_products, prompt_products
+from worldline.models.registry import BackboneConfig, build_backbone
 from worldline.nn.attention import FrameMask
 from worldline.recipes.networks import add_adapter
 from worldline.recipes.schema import LoRASection
@@ -44,58 +45,31 @@ class Pass:
         return self.flops * (2 if recompute else 1) + backward
 
 
-def adapter_parameters(config: WanConfig, lora: LoRASection) -> int:
+def adapter_parameters(config: BackboneConfig, lora: LoRASection) -> int:
     """Parameters of one adapter."""
     with torch.device("meta"):
-        model = add_adapter(WanModel(config), lora, "counted")
+        model = add_adapter(build_backbone(config), lora, "counted")
     return sum(p.numel() for p in LoRARole(model, "counted").parameters())
 
 
 @lru_cache(maxsize=64)
-def parameters(config: WanConfig) -> tuple[int, int]:
+def parameters(config: BackboneConfig) -> tuple[int, int]:
     """(all parameters, those in matrices inside blocks, which `muon` takes)."""
     with torch.device("meta"):
-        model = WanModel(config)
+        model = build_backbone(config)
     named = list(model.named_parameters())
     return sum(p.numel() for _, p in named), sum(p.numel() for k, p in named if p.ndim == 2 and "blocks." in k)
 
 
-def forward_flops(config: WanConfig, frames: int, tokens: int, pairs: int, *, cameras: bool = True) -> Pass:
+def forward_flops(config: BackboneConfig, frames: int, tokens: int, pairs: int, *, cameras: bool = True) -> Pass:
     """One forward of one sample: `frames` latent frames of `tokens` tokens; `pairs` counts (frame, frame it sees)."""
-    D = config.dim
-    camera = config.camera if cameras else "none"
-    patch = config.patch_size[1] * config.patch_size[2]
-    L = frames * tokens
-    # Multiply-adds a token and layer: q k v o of self-attention, q o of cross-attention, the feed-forward.
-    linear = 6 * D * D + 2 * D * config.ffn_dim
-    attention = 2 * D * pairs * tokens * tokens
-    embed, frame = (
-        config.in_channels * patch * D,
-        (config.freq_dim + 7 * D) * D,
-    )  # 7: the clock's second layer, 6 modulations
-    if camera in ("branch", "fused"):
-        linear += 4 * config.num_heads * config.camera_dims**2  # a head's matrix on q, k, v and the output
-    if camera == "branch":
-        linear, attention = linear + D * D, 2 * attention
-    if camera == "plucker":
-        embed += 6 * patch * D
-    seen = config.text_len
-    if camera == "cross":  # four tokens a frame, and a second cross-attention
-        linear, seen = linear + 2 * D * D, seen + 4
-        frame += 4 * (4 + D) * D + 4 * config.num_layers * 2 * D * D
-    if cameras and config.motion:
-        frame += (6 + D) * D
-    if cameras and config.actions:
-        frame += (config.actions + D) * D
-    attention += 2 * D * L * seen
-    outside = L * (embed + D * config.out_channels * patch) + frames * frame
-    return Pass(2.0 * (config.num_layers * (L * linear + attention) + outside), 2.0 * config.num_layers * attention)
+    products, attention = forward_products(config, frames, tokens, pairs, cameras=cameras)
+    return Pass(2.0 * products, 2.0 * attention)
 
 
-def prompt_flops(config: WanConfig) -> Pass:
+def prompt_flops(config: BackboneConfig) -> Pass:
     """Embedding one prompt, and its keys and values for every layer."""
-    D = config.dim
-    return Pass(2.0 * config.text_len * (config.text_dim * D + D * D + config.num_layers * 2 * D * D))
+    return Pass(2.0 * prompt_products(config))
 
 
 @dataclass(frozen=True)
@@ -124,7 +98,7 @@ class Kept:
 
 @lru_cache(maxsize=64)
 def kept_for_backward(
-    config: WanConfig,
+    config: BackboneConfig,
     frames: int,
     height: int,
     width: int,
@@ -160,7 +134,7 @@ def kept_for_backward(
 
 
 def _trace(
-    config: WanConfig,
+    config: BackboneConfig,
     frames: int,
     height: int,
     width: int,
@@ -186,7 +160,7 @@ def _trace(
         mask = FrameMask(forced.teacher_forcing_mask(frames), height * width // patch, "blocks")
         frames *= 2
     with FakeTensorMode():
-        model = WanModel(config)
+        model = build_backbone(config)
         if lora is not None:
             model.requires_grad_(False)
             if half:
@@ -201,13 +175,13 @@ def _trace(
         tokens = torch.randn(batch, config.text_len, config.text_dim)
         text = TextEmbedding(tokens, torch.ones(batch, config.text_len, dtype=torch.bool), "traced")
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16, half):
-            model(x, sigma, model.text_context(text), cameras=views, mask=mask)
+            model(x, sigma, model.whole_context(text), cameras=views, mask=mask)
         for p in model.parameters():
             kept.pop(p.untyped_storage()._cdata, None)
         return sum(storage.nbytes() for storage in kept.values())
 
 
-def cache_bytes(config: WanConfig, frames: int, tokens: int, *, width: int = 2) -> int:
+def cache_bytes(config: BackboneConfig, frames: int, tokens: int, *, width: int = 2) -> int:
     """Keys and values of `frames` latent frames, `width` bytes a number; a camera branch keeps its own as well."""
     streams = 2 if config.camera == "branch" else 1
     return streams * config.num_layers * 2 * frames * tokens * config.dim * width

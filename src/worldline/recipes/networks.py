@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from worldline.models.backbone import Backbone
+from worldline.models.backbone import INJECTED, Backbone
 from worldline.models.frugal import halve_frozen
 from worldline.models.lora import LoRARole, add_lora, load_lora, lora_state, merge_lora
-from worldline.models.wan import INJECTED, WanModel
 from worldline.recipes.schema import LoRASection, StageSection
 from worldline.recipes.teachers import teachers
 from worldline.recipes.workspace import Workspace
@@ -41,8 +40,8 @@ def networks(ws: Workspace, section: StageSection) -> dict[str, Backbone]:
             role: ws.model(stage) if trained else _freeze(ws.model(stage), half)
             for role, (stage, trained) in sources(section).items()
         }
-    bases: dict[str, WanModel] = {}
-    adapted: dict[str, tuple[WanModel, str | None]] = {}
+    bases: dict[str, Backbone] = {}
+    adapted: dict[str, tuple[Backbone, str | None]] = {}
     for role, (stage, trained) in sources(section).items():
         root = ws.recipe.lora_root(stage)
         if root not in bases:
@@ -66,7 +65,7 @@ def networks(ws: Workspace, section: StageSection) -> dict[str, Backbone]:
     }
 
 
-def merged(ws: Workspace, stage: str, role: LoRARole, directory: Path) -> WanModel:
+def merged(ws: Workspace, stage: str, role: LoRARole, directory: Path) -> Backbone:
     """A LoRA stage's result as a whole model in fp32; the adapter itself is written to `directory`."""
     lora = ws.recipe.stages[stage].lora
     assert lora is not None, "only stages with `lora` train adapters"
@@ -77,21 +76,21 @@ def merged(ws: Workspace, stage: str, role: LoRARole, directory: Path) -> WanMod
     return merge_lora(load_lora(add_adapter(whole, lora, "trained"), state, adapter="trained"), "trained")
 
 
-def _root(ws: Workspace, stage: str) -> WanModel:
+def _root(ws: Workspace, stage: str) -> Backbone:
     """The weights that adapters are on. What a base lacks is drawn alike for every stage: their adapters rely on it."""
     with torch.random.fork_rng():
         torch.manual_seed(ws.recipe.seed)
         return ws.model(stage)
 
 
-def _freeze(model: WanModel, half: bool) -> WanModel:
+def _freeze(model: Backbone, half: bool) -> Backbone:
     model.requires_grad_(False)
     if half:
         halve_frozen(model)
     return model
 
 
-def _check_nothing_stays_silent(base: WanModel, lora: LoRASection) -> None:
+def _check_nothing_stays_silent(base: Backbone, lora: LoRASection) -> None:
     """Parts that steer start at zero, and a base is frozen: those that no adapter reaches would never act."""
     found = {path: module for path, module in base.named_modules() if any(part in path for part in INJECTED)}
     kinds = (torch.nn.Linear, torch.nn.Conv3d)
@@ -106,6 +105,6 @@ def _check_nothing_stays_silent(base: WanModel, lora: LoRASection) -> None:
         )
 
 
-def add_adapter(model: WanModel, lora: LoRASection, adapter: str) -> WanModel:
+def add_adapter(model: Backbone, lora: LoRASection, adapter: str) -> Backbone:
     """A silent adapter on `model`, as a recipe says it."""
     return add_lora(model, lora.rank, lora.alpha, lora.targets, adapter=adapter)  # type: ignore[arg-type]

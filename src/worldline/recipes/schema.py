@@ -18,8 +18,8 @@ from worldline.methods.finetune import FinetuneConfig
 from worldline.methods.ode import ODEConfig
 from worldline.methods.teacher_forcing import TeacherForcingConfig
 from worldline.models.nano_vae import NanoVAEConfig
-from worldline.models.registry import variant
-from worldline.models.wan import CameraMode, WanConfig
+from worldline.models.registry import BackboneConfig, variant
+from worldline.models.wan import CameraMode
 from worldline.recipes.builder import Place, RecipeError, convert, did_you_mean
 from worldline.schema import TimeGrid, WorldlineError
 from worldline.train.config import TrainConfig
@@ -103,15 +103,15 @@ class ModelSection:
 
     variant: str = "nano"
     camera: CameraMode = "fused"
-    changes: dict[str, Any] = field(default_factory=dict)  # of WanConfig's fields, e.g. {num_layers: 4}
+    changes: dict[str, Any] = field(default_factory=dict)  # of the variant's fields, e.g. {num_layers: 4}
 
     def __post_init__(self) -> None:
         self.config()
 
-    def config(self, camera: CameraMode | None = None) -> WanConfig:
+    def config(self, camera: CameraMode | None = None) -> BackboneConfig:
         """The backbone's config; `camera` overrides how it takes cameras (`none` for the base)."""
-        hints, place = get_type_hints(WanConfig), Place("model", "changes")
-        names = {f.name for f in fields_of(WanConfig)} - {"camera"}
+        sizes, place = type(variant(self.variant)), Place("model", "changes")
+        hints, names = get_type_hints(sizes), {f.name for f in fields_of(sizes)} - {"camera"}
         for key in self.changes:
             if key not in names:
                 raise (place / key).error(f"unknown key; {did_you_mean(key, names)}")

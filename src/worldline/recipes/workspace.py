@@ -8,10 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from worldline.models.backbone import INJECTED, Backbone
 from worldline.models.diffusers_teacher import is_diffusers_folder
-from worldline.models.registry import load_codec, load_model, load_state, weights_hash
+from worldline.models.registry import BackboneConfig, build_backbone, load_codec, load_model, load_state, weights_hash
 from worldline.models.text import HashTextEncoder
-from worldline.models.wan import INJECTED, CameraMode, WanConfig, WanModel
+from worldline.models.wan import CameraMode
 from worldline.recipes.assets import ASSETS, LINE, located
 from worldline.recipes.schema import is_directory
 from worldline.schema import WorldlineError
@@ -77,27 +78,32 @@ class Workspace:
             return located(stage, "init")
         return self.part("base") if stage == "base" else self.run_dir / stage / "model"
 
-    def model(self, stage: str, camera: CameraMode | None = None) -> WanModel:
+    def model(self, stage: str, camera: CameraMode | None = None) -> Backbone:
         """A stage's weights in the recipe's backbone (`camera` overrides how it takes cameras). A base without camera
         projections gets silent ones."""
         return self.weights(self.model_dir(stage), self.recipe.model.config(camera))
 
     @staticmethod
-    def weights(directory: Path, config: WanConfig) -> WanModel:
+    def weights(directory: Path, config: BackboneConfig) -> Backbone:
         """The weights in `directory` in a backbone of `config`. Raises WorldlineError where sizes differ."""
         trained = load_model(directory)
-        if not isinstance(trained, WanModel):
+        if not isinstance(trained, Backbone):
             raise WorldlineError(f"{directory} holds a {type(trained).__name__}; expected a video model")
         if trained.config == config:
             return trained
-        steering = {name: getattr(config, name) for name in ("camera", "camera_share", "motion", "actions")}
+        steering = {name: getattr(config, name) for name in config.FREE}
+        if type(trained.config) is not type(config):
+            raise WorldlineError(
+                f"{directory} holds a {type(trained).__name__}; expected the recipe's variant, {type(config).__name__}: "
+                "another model, or model.variant"
+            )
         if replace(trained.config, **steering) != config:
             have, want = vars(trained.config), vars(config)
             unlike = [f"{k} {have[k]} (recipe: {want[k]})" for k in want if k not in steering and have[k] != want[k]]
             raise WorldlineError(
                 f"{directory} has {', '.join(unlike)}; expected the same sizes: another model, or model.changes"
             )
-        model = WanModel(config)
+        model = build_backbone(config)
         load_state(model, trained.state_dict(), may_miss=INJECTED)
         return model.eval()
 

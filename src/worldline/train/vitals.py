@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from worldline.functional.flow import velocity_to_x0
-from worldline.models.wan import INJECTED
+from worldline.models.backbone import INJECTED
 from worldline.schema import Cameras
 
 PROBED, ELEMENTS = 24, 512  # parameters of a role that are sampled, and elements of each

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from worldline.schema import WorldlineError
 
@@ -45,6 +45,9 @@ class HunyuanConfig:
     motion: bool = False  # also modulate every frame by the camera's motion since the frame before (AdaLN)
     actions: int = 0  # and by so many discrete actions (AdaLN); 10 where they are read off the camera's motion
     meanflow: bool = False  # step-distilled weights know the level a step goes to
+
+    # What may differ from the pretrained model whose weights are loaded: parts of their own, or ways to run.
+    FREE: ClassVar = ("camera", "camera_share", "motion", "actions", "text_mode", "legacy_prope_cache")
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:

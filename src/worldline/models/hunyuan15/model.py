@@ -60,7 +60,7 @@ class HunyuanModel(Backbone):
 
     def __init__(self, cfg: HunyuanConfig) -> None:
         super().__init__()
-        self.config, self.frozen = cfg, False
+        self.config, self._frozen = cfg, False
         self.x_embedder = nn.ModuleDict({"proj": PatchEmbedding(2 * cfg.in_channels + 1, cfg.dim, cfg.patch_size)})
         if cfg.text_lens[IMAGE]:
             self.image_embedder = ImageProjection(cfg)
@@ -111,8 +111,13 @@ class HunyuanModel(Backbone):
                 module.to(dtype)
         for block in self._blocks():
             pack_projections(block)
-        self.frozen = True
+        self._frozen = True
         return self.eval().requires_grad_(False)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether `freeze` has laid the weights out for inference."""
+        return self._frozen
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -124,18 +129,25 @@ class HunyuanModel(Backbone):
 
     # -- the prompt ----------------------------------------------------------------------------------------------------
 
+    def whole_context(self, text: TextEmbedding) -> TextContext:
+        """`text_context` of prompts that fill all their places."""
+        return self._context(text, whole=True)
+
     def text_context(self, text: TextEmbedding) -> TextContext:
         """Decoupled: every layer's keys and values. Joint: the sources' tokens, as the rest changes with the noise level.
         Padding is dropped; where prompts of one batch differ in length, it is masked."""
+        return self._context(text, whole=False)
+
+    def _context(self, text: TextEmbedding, *, whole: bool) -> TextContext:
         cfg = self.config
         if text.tokens.shape[-1] != cfg.text_dim or text.tokens.shape[1] not in (cfg.text_lens[QWEN], cfg.text_len):
             raise ShapeError(
                 f"text {tuple(text.tokens.shape[1:])} ({text.fingerprint or 'unknown encoder'}): this model expects "
                 f"{cfg.text_len} or {cfg.text_lens[QWEN]} tokens of width {cfg.text_dim}; encode the prompt with its own encoder"
             )
-        words, others = self._sources(text)
+        words, others = self._sources(text, whole)
         known = torch.cat([others[1], words[1]], dim=1)
-        valid = None if bool(known.all()) else known
+        valid = None if whole or bool(known.all()) else known
         if cfg.text_mode == "joint":
             return TextContext((), valid, (others, words))
         x, clock = self._stream(others, words, words[0].new_zeros(len(known), dtype=torch.float32))
@@ -145,12 +157,12 @@ class HunyuanModel(Backbone):
             layers.append((k, v))
         return TextContext(tuple(layers), valid)
 
-    def _sources(self, text: TextEmbedding) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _sources(self, text: TextEmbedding, whole: bool) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(tokens, valid) of Qwen's source as they came [B, L, text_dim], and of the others embedded [B, L, D]."""
         cfg, first = self.config, self.config.text_lens[QWEN]
         mask = text.mask.clone()
         mask[:, 0] = True  # a mean needs something
-        words = compact(text.tokens[:, :first], mask[:, :first])
+        words = compact(text.tokens[:, :first], mask[:, :first], whole)
         tokens, valid = [], []
         parts = [(IMAGE, "image_embedder", cfg.image_dim), (BYT5, "context_embedder_2", cfg.byt5_dim)]
         for source, name, width in parts if text.tokens.shape[1] > first else []:
@@ -162,7 +174,7 @@ class HunyuanModel(Backbone):
         if not tokens:
             empty = words[0].new_zeros(len(mask), 0, cfg.dim, dtype=torch.float32)
             return words, (empty, mask[:, :0])
-        return words, compact(torch.cat(tokens, dim=1), torch.cat(valid, dim=1))
+        return words, compact(torch.cat(tokens, dim=1), torch.cat(valid, dim=1), whole)
 
     def _stream(
         self, others: tuple[Tensor, Tensor], words: tuple[Tensor, Tensor], sigma: Tensor

@@ -114,8 +114,11 @@ class ImageProjection(nn.Module):
         return out
 
 
-def compact(tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Valid tokens of each prompt first, as many as the longest has: tokens [B, M, W], valid bool [B, M]."""
+def compact(tokens: Tensor, valid: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
+    """Valid tokens of each prompt first, as many as the longest has: tokens [B, M, W], valid bool [B, M]. whole: all
+    are valid."""
+    if whole:
+        return tokens, valid
     longest = int(valid.sum(dim=1).max())
     order = valid.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
     found = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))

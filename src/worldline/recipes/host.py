@@ -26,8 +26,8 @@ def clips_of(recipe: Recipe, *, heldout: bool = True) -> int | None:
 
 
 def beside(recipe: Recipe, latent: int, frames: int, handled: float) -> dict[str, float]:
-    """Bytes by what they are. latent: bytes of a latent frame; frames: of an encoded clip; handled: bytes of the activations of all
-    phases, each at its height."""
+    """Bytes by what they are. latent: bytes of a latent frame; frames: of an encoded clip; handled: bytes of the activations
+    of all phases, each at its height."""
     return {
         "runtime": float(RUNTIME),
         "data": float((clips_of(recipe, heldout=False) or 0) * frames * latent),

@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
     if args.list:
         return _list(console)
     if args.self_test:
-        return _self_test(console, args.truth)
+        return _self_test(console, args)
     if args.export is not None:
         return _export(console, args)
     if args.open is not None:
@@ -213,9 +213,13 @@ def _list(console: Console) -> int:
     return 0
 
 
-def _self_test(console: Console, truth: Path) -> int:
+def _self_test(console: Console, args: argparse.Namespace) -> int:
+    import os
+
     from worldline.evaluate.selftest import self_test
 
-    found = self_test(truth)
+    workers = (os.cpu_count() or 1) if args.workers is None else args.workers
+    found = self_test(args.truth, workers=workers if workers > 1 else 0)
     console.print(found.table())
+    console.print("[bold green]all as expected[/]" if found.passed else "[bold red]not as expected[/]")
     return 0 if found.passed else 1

@@ -17,7 +17,7 @@ BOIL = 1.5  # pixels, drawn anew for every frame
 BLUR = 3.0  # pixels at the end of a ramp
 FADE = np.array([1.35, 0.9, 0.65])  # of red, green, blue at the end of a ramp
 NOISE = 12.0  # grey levels
-LEAK = 3  # frames by which a view moves too soon
+LEAK = 2  # frames by which a view moves too soon
 Fault = Callable[["Truth", "Truth"], np.ndarray]  # the truth, another world's -> frames uint8 [F + 1, H, W, 3]
 
 
@@ -112,7 +112,7 @@ def _replayed(how: str) -> Fault:
 FAULTS: dict[str, Fault] = {
     "none": lambda truth, _: truth.frames,
     "delay 4": _late,
-    "early 3": _early,
+    "early 2": _early,
     "gain 0.5": _replayed("half"),
     "mirrored": _replayed("mirrored"),
     "frozen": lambda truth, _: np.repeat(truth.frames[:1], len(truth.frames), axis=0),

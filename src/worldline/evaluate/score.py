@@ -25,7 +25,7 @@ from worldline.schema import Controls
 if TYPE_CHECKING:
     from worldline.evaluate.truth import Truth
 
-METRIC_VERSION = 2  # of every formula that enters a Score; scores of two versions are never put together
+METRIC_VERSION = 3  # of every formula that enters a Score; scores of two versions are never put together
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def score(frames: np.ndarray, truth: Truth, non_finite: int = 0) -> Score:
 def unreferenced(frames: np.ndarray, controls: Controls, K: np.ndarray, fps: float, name: str = "") -> Score:
     """What can be said without a truth: motion shown, steadiness, quality, guards. F + 1 frames for F rows of controls."""
     check_clip(frames)
-    flow, yaw = dense_flow(frames), yaw_between(shrunk(frames), K)
+    flow, yaw = dense_flow(frames), yaw_between(shrunk(frames), K, discount_level=True)
     series = {
         "yaw": yaw,
         "rates": rates(frames, K, yaw),

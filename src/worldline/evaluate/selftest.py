@@ -6,6 +6,7 @@ they are for a perfect world.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -70,9 +71,7 @@ EXPECTED: dict[str, Expected] = {
         },
         PLACE | SCENE,
     ),
-    "early 3": Expected(
-        {"yaw_lag": (-2, -2), "tolerant_4s": (55, 60)}, PLACE | SCENE | {"yaw_corr", "yaw_gain", "forward_gain"}
-    ),
+    "early 2": Expected({"yaw_lag": (-2, -2), "tolerant_4s": (55, 60)}, PLACE | SCENE | {"loop_gain"}),
     "gain 0.5": Expected(
         {"yaw_gain": (0.45, 0.55), "yaw_lag": (0, 0), "yaw_corr": (0.97, 1), "forward_gain": (0.3, 0.7)},
         PLACE | SCENE | {"tolerant_4s"},
@@ -99,11 +98,11 @@ EXPECTED: dict[str, Expected] = {
     ),
     "boiling": Expected(
         {"warp_ratio": (1.3, INF), "flicker": (-1, 1)},
-        PLACE | {"tolerant_4s", "sharpness", "sharpness_drift", "loop_gain", "forward_gain", "yaw_corr"},
+        PLACE | {"tolerant_4s", "sharpness", "sharpness_drift", "loop_gain", "forward_gain", "yaw_corr", "idle_turn"},
     ),
     "colour drift": Expected(
         {"colour_drift": (1, INF), "exposure_psnr_4s": (35, 60), "yaw_gain": (0.95, 1.05)},
-        frozenset({"tolerant_4s", "ssim_4s", "level_drift", "sharpness", "sharpness_drift", "loop_gain"}),
+        frozenset({"tolerant_4s", "ssim_4s", "level_drift", "sharpness", "sharpness_drift", "loop_gain", "warp_ratio"}),
     ),
     "noise": Expected(
         {"sharpness": (1.5, INF), "warp_ratio": (1.3, INF), "yaw_gain": (0.9, 1.1)},
@@ -181,10 +180,13 @@ def clips() -> list[Case]:
     )
 
 
-def self_test(folder: str | Path, faults: tuple[str, ...] = (), workers: int = 0) -> SelfTest:
+def self_test(
+    folder: str | Path, faults: tuple[str, ...] = (), workers: int = 0, episodes: Sequence[Case] | None = None
+) -> SelfTest:
     """Plant the faults (default: all, and the simulator driven chunk by chunk as the oracle) and look. folder: where
-    truths are kept."""
-    truths = [truth_of(case, folder) for case in clips()]
+    truths are kept; workers: processes that share the work; episodes: default `clips()`. A figure that the episodes cannot
+    show counts as deaf where it must react."""
+    truths = [truth_of(case, folder) for case in (clips() if episodes is None else episodes)]
     wanted = faults or (*FAULTS, "oracle")
     if not workers:
         scored = [_scores(name, truths) for name in wanted]

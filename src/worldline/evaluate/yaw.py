@@ -22,12 +22,13 @@ MIN_CONTRAST = 1.0  # standard deviation of luminance (of 255) below which a fra
 MARGIN = 4  # pixels of the blur's reach, kept out of comparisons at the borders
 
 
-def yaw_between(frames: np.ndarray, K: np.ndarray) -> np.ndarray:
+def yaw_between(frames: np.ndarray, K: np.ndarray, *, discount_level: bool = False) -> np.ndarray:
     """frames: uint8 [F, H, W, 3]; K: [4] normalised fx, fy, cx, cy -> degrees turned right from frame t to t + 1,
-    float64 [F - 1]; 0 where a frame is blank."""
+    float64 [F - 1]; 0 where a frame is blank. discount_level: the overlap of two frames is brought to one mean first, so
+    that a picture that flickers is not taken for one that turns."""
     gray = _luminance(frames)
     warps = _warps(*gray.shape[1:], *(float(k) for k in K))
-    return np.array([warps.yaw(a, b) for a, b in pairwise(gray)])
+    return np.array([warps.yaw(a, b, discount_level) for a, b in pairwise(gray)])
 
 
 def expansion_between(frames: np.ndarray, K: np.ndarray, yaw: np.ndarray) -> np.ndarray:
@@ -73,14 +74,23 @@ class _Warps:
         return x, y, inside
 
     @staticmethod
-    def error(before: np.ndarray, after: np.ndarray, grid: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
-        """Mean absolute difference on the overlap."""
+    def error(
+        before: np.ndarray,
+        after: np.ndarray,
+        grid: tuple[np.ndarray, np.ndarray, np.ndarray],
+        discount_level: bool = False,
+    ) -> float:
+        """Mean absolute difference on the overlap, after the overlap of `before` was scaled to the mean of `after`'s where
+        the level is discounted."""
         import cv2
 
         x, y, inside = grid
-        return float(np.abs(cv2.remap(before, x, y, cv2.INTER_LINEAR) - after)[inside].mean())
+        carried = cv2.remap(before, x, y, cv2.INTER_LINEAR)
+        if discount_level:
+            carried = carried * (after[inside].mean() / max(float(carried[inside].mean()), 1.0))
+        return float(np.abs(carried - after)[inside].mean())
 
-    def yaw(self, before: np.ndarray, after: np.ndarray) -> float:
+    def yaw(self, before: np.ndarray, after: np.ndarray, discount_level: bool = False) -> float:
         """The angle of least error: coarse, fine, then a parabola through the squared errors."""
         if before.std() < MIN_CONTRAST or after.std() < MIN_CONTRAST:
             return 0.0
@@ -88,7 +98,7 @@ class _Warps:
 
         def error(i: int) -> float:
             if i not in known:
-                known[i] = self.error(before, after, self.grids[i])
+                known[i] = self.error(before, after, self.grids[i], discount_level)
             return known[i]
 
         last = len(self.angles) - 1

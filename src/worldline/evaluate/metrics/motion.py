@@ -36,7 +36,7 @@ def rates(frames: np.ndarray, K: np.ndarray, yaw: np.ndarray | None = None) -> n
     `yaw_between`) -> float64 [F - 1, 4]: degrees turned right, degrees looked up, growth of the view by walking ahead,
     sideways motion over depth (right positive)."""
     small = shrunk(check_clip(frames))
-    yaw = yaw_between(small, K) if yaw is None else yaw
+    yaw = yaw_between(small, K, discount_level=True) if yaw is None else yaw
     if len(yaw) != len(small) - 1:
         raise ShapeError(f"{len(yaw)} angles for {len(small)} frames; expected {len(small) - 1}")
     light = luminance(small)

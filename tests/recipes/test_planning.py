@@ -13,7 +13,7 @@ from worldline.cli import main
 from worldline.functional.camera import cameras_of
 from worldline.functional.masks import Visibility
 from worldline.models.frugal import halve_frozen, recompute_blocks
-from worldline.models.registry import variant
+from worldline.models.registry import build_backbone, variant
 from worldline.models.wan import WanConfig, WanModel
 from worldline.nn.attention import FrameMask
 from worldline.recipes.costs import Kept, cache_bytes, forward_flops, kept_for_backward, parameters, prompt_flops
@@ -56,6 +56,21 @@ def test_operations_are_what_torch_counts(camera):
     with FlopCounterMode(display=False) as backward:
         v.square().mean().backward()
     assert forward.get_total_flops() + backward.get_total_flops() == pytest.approx(mine.trained(), rel=0.05)
+
+
+@pytest.mark.parametrize("mode", ["joint", "decoupled"])
+@pytest.mark.parametrize("camera", ["none", "branch", "fused"])
+def test_operations_of_two_streams_are_what_torch_counts(camera, mode):
+    config = variant("nano-hy", num_layers=2, camera=camera, motion=True, text_mode=mode, text_lens=(24, 6, 4),
+                     byt5_dim=16, byt5_hidden=20, image_dim=12)  # fmt: skip
+    model, (x, sigma, cameras, text) = build_backbone(config), inputs(config, T)
+    with FlopCounterMode(display=False) as forward:
+        v = model(x, sigma, model.text_context(text), cameras=cameras)
+    mine = forward_flops(config, T, S, T * T) + prompt_flops(config)
+    assert forward.get_total_flops() == pytest.approx(mine.flops, rel=1e-3)
+    with FlopCounterMode(display=False) as backward:
+        v.square().mean().backward()
+    assert forward.get_total_flops() + backward.get_total_flops() == pytest.approx(mine.trained(), rel=0.08)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

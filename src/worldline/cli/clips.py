@@ -151,14 +151,14 @@ def find_player(args: argparse.Namespace, engine: Engine, latents: int) -> Playe
 
 def _model(weights: str, engine: Engine) -> Any:
     """The model of --weights, where the world's is."""
+    from worldline.models.backbone import Backbone
     from worldline.models.registry import load_model
-    from worldline.models.wan import WanModel
     from worldline.recipes.assets import bundled, located
     from worldline.schema import WorldlineError
 
     model = load_model(bundled("base") if weights == "base" else located(weights, "--weights"))
-    if not isinstance(model, WanModel) or model.config.in_channels != engine.codec.latent_channels:
-        raise WorldlineError(f"--weights {weights} is a {type(model).__name__}; expected a WanModel of the codec's "
+    if not isinstance(model, Backbone) or model.config.in_channels != engine.codec.latent_channels:
+        raise WorldlineError(f"--weights {weights} is a {type(model).__name__}; expected a video model of the codec's "
                              f"{engine.codec.latent_channels} latent channels")  # fmt: skip
     return model.to(engine.device).eval()
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from worldline.models.backbone import Backbone, TextContext
-from worldline.models.wan import Conditions, WanModel
+from worldline.models.conditions import Conditions
 from worldline.nn.kv_cache import KVCache, RingCache
 from worldline.schema import Cameras, TextEmbedding, WorldlineError
 
@@ -55,14 +55,14 @@ class Recording:
 
 
 class Graphed(Backbone):
-    """A frozen Wan model whose streaming passes are recorded and replayed; whole clips and masked passes go through as
+    """A frozen model whose streaming passes are recorded and replayed; whole clips and masked passes go through as
     they are. `record` is CUDARecorder unless a test says otherwise.
 
     model: may be compiled first (`model.compile(fullgraph=True)`). Raises WorldlineError where it is not frozen: autocast
     would cast its weights into memory that a recording outlives.
     """
 
-    def __init__(self, model: WanModel, record: Record | None = None) -> None:
+    def __init__(self, model: Backbone, record: Record | None = None) -> None:
         super().__init__()
         if not model.frozen:
             raise WorldlineError(

@@ -150,7 +150,7 @@ class HunyuanModel(Backbone):
         valid = None if whole or bool(known.all()) else known
         if cfg.text_mode == "joint":
             return TextContext((), valid, (others, words))
-        x, clock = self._stream(others, words, words[0].new_zeros(len(known), dtype=torch.float32))
+        x, clock = self._stream(others[0], words, valid, words[0].new_zeros(len(known), dtype=torch.float32))
         layers = []
         for block in self._blocks():
             x, k, v = block.prompt_alone(x, clock, valid)
@@ -177,11 +177,14 @@ class HunyuanModel(Backbone):
         return words, compact(torch.cat(tokens, dim=1), torch.cat(valid, dim=1), whole)
 
     def _stream(
-        self, others: tuple[Tensor, Tensor], words: tuple[Tensor, Tensor], sigma: Tensor
+        self, others: Tensor, words: tuple[Tensor, Tensor], valid: Tensor | None, sigma: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The prompt's stream before the first block at noise levels sigma [B]: tokens [B, L, D] fp32, clock [B, 1, D]."""
-        refined = self.context_embedder(*words, sigma) + self.cond_type_embed.weight[QWEN].float()
-        return torch.cat([others[0], refined], dim=1), self.time_embed(sigma[:, None])
+        """The prompt's stream before the first block at noise levels sigma [B]: tokens [B, L, D] fp32, clock [B, 1, D]. valid:
+        None where all tokens are."""
+        tokens, known = words
+        refined = self.context_embedder(tokens, None if valid is None else known, sigma)
+        refined = refined + self.cond_type_embed.weight[QWEN].float()
+        return torch.cat([others, refined], dim=1), self.time_embed(sigma[:, None])
 
     # -- the video -----------------------------------------------------------------------------------------------------
 
@@ -301,7 +304,7 @@ class HunyuanModel(Backbone):
                 "sequence parallel: set model.changes.text_mode, and train"
             )
         others, words = text.sources
-        return Prompt(*self._stream(others, words, sigma.amax(dim=1)), text.valid)
+        return Prompt(*self._stream(others[0], words, text.valid, sigma.amax(dim=1)), text.valid)
 
     @property
     def reanchors(self) -> bool:

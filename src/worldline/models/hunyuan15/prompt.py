@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldline.models.hunyuan15.config import HunyuanConfig
+from worldline.nn.attention import attention
 from worldline.nn.layers import AdaNorm, TwoLayer, sinusoidal_embedding
 
 
@@ -31,14 +32,13 @@ class SelfAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
         self.count = heads
 
-    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        """x: [B, L, D]; valid: bool [B, L], the tokens that may be attended to."""
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """x: [B, L, D]; valid: bool [B, L], the tokens that may be attended to; None where all may."""
         q, k, v = (
             part(x).unflatten(-1, (self.count, -1)).transpose(1, 2) for part in (self.to_q, self.to_k, self.to_v)
         )
-        out: Tensor = self.to_out[0](
-            F.scaled_dot_product_attention(q, k, v, valid[:, None, None]).transpose(1, 2).flatten(2)
-        )
+        found = attention(q, k, v) if valid is None else F.scaled_dot_product_attention(q, k, v, valid[:, None, None])
+        out: Tensor = self.to_out[0](found.transpose(1, 2).flatten(2))
         return out
 
 
@@ -52,7 +52,7 @@ class RefinerBlock(nn.Module):
         self.ff = SiLUFeedForward(cfg.dim, cfg.refiner_ffn_dim)
         self.norm_out = AdaNorm(cfg.dim, 2)
 
-    def forward(self, x: Tensor, clock: Tensor, valid: Tensor) -> Tensor:
+    def forward(self, x: Tensor, clock: Tensor, valid: Tensor | None) -> Tensor:
         gate1, gate2 = self.norm_out(clock)
         x = x + gate1 * self.attn(self.norm1(x), valid)
         return x + gate2 * self.ff(self.norm2(x))
@@ -72,12 +72,12 @@ class TokenRefiner(nn.Module):
         blocks = nn.ModuleList(RefinerBlock(cfg) for _ in range(cfg.refiner_layers))
         self.token_refiner = nn.ModuleDict({"refiner_blocks": blocks})
 
-    def forward(self, tokens: Tensor, valid: Tensor, sigma: Tensor) -> Tensor:
-        """tokens: [B, L, text_dim]; sigma: [B] -> [B, L, D] fp32."""
+    def forward(self, tokens: Tensor, valid: Tensor | None, sigma: Tensor) -> Tensor:
+        """tokens: [B, L, text_dim]; valid: bool [B, L], None where all are; sigma: [B] -> [B, L, D] fp32."""
         embed = self.time_text_embed
         with torch.autocast(tokens.device.type, enabled=False):
-            known = valid[..., None].float()
-            mean = (tokens.float() * known).sum(dim=1) / known.sum(dim=1)
+            known = tokens.new_ones(tokens.shape[:2], dtype=torch.float32) if valid is None else valid.float()
+            mean = (tokens.float() * known[..., None]).sum(dim=1) / known.sum(dim=1, keepdim=True)
             clock = embed["timestep_embedder"](sinusoidal_embedding(1000.0 * sigma.float(), self.freq_dim))
             clock = clock + embed["text_embedder"](mean)
         x: Tensor = self.proj_in(tokens).float()

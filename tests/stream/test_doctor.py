@@ -13,7 +13,7 @@ from worldline.stream import doctor
 from worldline.stream.doctor import examine
 from worldline.stream.machine import ROWS, WIDTHS, Rates
 from worldline.stream.plan import plan_of
-from worldline.stream.predict import known_worlds, memory_of, predict
+from worldline.stream.predict import Overhead, known_worlds, measure_overhead, memory_of, predict
 
 CPU = torch.device("cpu")
 
@@ -80,16 +80,20 @@ def sizes():
 
 
 def test_a_prediction_follows_its_formula(sizes):
-    rates = Rates({(r, w): 1e9 for r in ROWS for w in WIDTHS}, 1e9, 1e-4)
-    plan, got = plan_of(*sizes), predict("small", *sizes, rates, 1e9, 10.0)
-    flops, moved, small = plan.flops / 1e9, plan.bytes / 1e9, 10 * 2 * 5 * 1e-4  # two layers, four steps and a commit
-    assert got.chunk_s == pytest.approx(max(flops, moved) + small)
+    rates = Rates({(r, w): 1e9 for r in ROWS for w in WIDTHS}, {1: 5e8, 1000: 5e8}, 1e9)
+    plan, got = plan_of(*sizes), predict("small", *sizes, rates, Overhead(1e-3, 1e-4), 1e9)
+    computed = (plan.denoise_flops + plan.commit_flops) / 1e9 + plan.decode_flops / 5e8
+    small = 5 * (1e-3 + 2 * 1e-4)  # four steps and a commit, two layers
+    assert got.chunk_s == pytest.approx(max(computed, plan.bytes / 1e9) + small)
     assert got.fps == pytest.approx(12 / got.chunk_s)
     assert got.realtime == (got.fps >= 16)
     assert got.memory == memory_of(plan) > plan.weight_bytes + plan.cache_bytes
     assert got.fits
     assert not replace(got, free=1.0).fits
-    fast = predict(
-        "small", *sizes, replace(rates, products=dict.fromkeys(rates.products, 1000000000000000.0)), 1e9, 0.0
-    )
-    assert fast.chunk_s == pytest.approx(moved, rel=1e-3)
+    quick = Rates(dict.fromkeys(rates.products, 1000000000000000.0), {1: 1e15, 1000: 1e15}, 1e9)
+    assert predict("small", *sizes, quick, Overhead(0.0, 0.0), 1e9).chunk_s == pytest.approx(plan.bytes / 1e9, rel=1e-3)
+
+
+def test_an_overhead_is_measured():
+    found = measure_overhead(CPU, "float32")
+    assert found.call + found.layer > 0

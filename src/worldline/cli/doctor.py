@@ -73,16 +73,14 @@ def forecast(device: Any) -> tuple[list[Check], dict[str, Any], list[Prediction]
     from worldline.stream.doctor import Check
     from worldline.stream.engine import Engine
     from worldline.stream.machine import measure_rates, memory_bytes
-    from worldline.stream.predict import known_worlds, predict
+    from worldline.stream.predict import known_worlds, measure_overhead, predict
 
     engine = Engine.load(bundled("world"), device=str(device))
     figures = bench(engine, seconds=SECONDS)
     rates, free = measure_rates(device, getattr(torch, engine.dtype)), float(memory_bytes(device)[1])
-    spec = engine.spec
-    # A step counted with its decoding; the share of layers and passes is nearly all of it.
-    per_layer = figures["operations"] / (engine.model.config.num_layers * spec.steps)
+    spec, overhead = engine.spec, measure_overhead(device, engine.dtype)
     nano = predict(
-        "bundled world", engine.model.config, engine.codec.config, engine.config, rates, free, per_layer,
+        "bundled world", engine.model.config, engine.codec.config, engine.config, rates, overhead, free,
         dtype=engine.dtype,
     )  # fmt: skip
     streamed = Check(
@@ -103,7 +101,7 @@ def forecast(device: Any) -> tuple[list[Check], dict[str, Any], list[Prediction]
         else "the machine was busy while it was measured, or differs much from those known: trust less",
     )
     others = [
-        predict(name, *sizes, rates, free, per_layer, dtype=engine.dtype) for name, sizes in known_worlds().items()
+        predict(name, *sizes, rates, overhead, free, dtype=engine.dtype) for name, sizes in known_worlds().items()
     ]
     return [streamed, told], figures, [nano, *others]
 

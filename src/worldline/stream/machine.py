@@ -15,24 +15,24 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from worldline.nn.packed import PackedLinear, packs
+from worldline.nn.packed import PackedConv2d, PackedLinear, packs
 
 WIDTHS = (256, 1536)  # of the square weights that products are measured with: nano's and Wan 1.3B's
 ROWS = (16, 64, 256, 1024)  # tokens of one product
+PICTURES = ((8, 12), (32, 48), (120, 208))  # inside a decoder
 COPIED = 128 << 20  # bytes, far more than any cache holds
 
 
 @dataclass(frozen=True)
 class Rates:
-    """products: FLOP/s by (rows, width) of a linear layer in the compute type, laid out as streams lay it out; memory:
-    bytes/s read and written by a copy; small: seconds of an operation on a few kilobytes, Python's share with it."""
+    """products: FLOP/s by (rows, width) of a linear layer in the compute type, laid out as streams lay it out; convolutions:
+    FLOP/s by pixels of the picture, of 3 x 3 on 64 channels; memory: bytes/s read and written by a copy."""
 
     products: dict[tuple[int, int], float]
+    convolutions: dict[int, float]
     memory: float
-    small: float
 
     @property
     def peak(self) -> float:
@@ -42,8 +42,12 @@ class Rates:
     def product(self, rows: int, width: int) -> float:
         """FLOP/s of a product of `rows` tokens with a weight of about width x width, between the measured ones."""
         near = min(WIDTHS, key=lambda w: abs(np.log(w / width)))
-        logs = np.log(ROWS)
-        return float(np.interp(np.log(max(rows, 1)), logs, [self.products[r, near] for r in ROWS]))
+        return float(np.interp(np.log(max(rows, 1)), np.log(ROWS), [self.products[r, near] for r in ROWS]))
+
+    def convolution(self, pixels: int) -> float:
+        """FLOP/s of a convolution over so many pixels, between the measured ones."""
+        known = sorted(self.convolutions)
+        return float(np.interp(np.log(max(pixels, 1)), np.log(known), [self.convolutions[p] for p in known]))
 
 
 @torch.inference_mode()
@@ -53,15 +57,15 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     a = torch.ones(COPIED // 4, device=device)
     b = torch.empty_like(a)
     memory = 2 * COPIED / best(lambda: b.copy_(a), device, seconds=0.2)
-    x, shift = torch.randn(24, 256, device=device), torch.randn(256, device=device)
+    convolutions = {h * w: _convolution(h, w, device, dtype) for h, w in PICTURES}
+    return Rates(products, convolutions, memory)
 
-    def some() -> Tensor:
-        y = torch.addcmul(x, x, shift)
-        y = F.layer_norm(y, (256,))
-        y = y.unflatten(-1, (4, 64)).transpose(0, 1).contiguous()
-        return torch.cat([y, y], dim=-1).float()
 
-    return Rates(products, memory, best(some, device, seconds=0.1) / 4)
+def _convolution(height: int, width: int, device: torch.device, dtype: torch.dtype) -> float:
+    conv = nn.Conv2d(64, 64, 3, padding=1, device=device, dtype=dtype)
+    layer: nn.Module = PackedConv2d(conv) if packs(conv) else conv
+    x = torch.randn(1, 64, height, width, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    return 2.0 * height * width * 64 * 64 * 9 / best(lambda: layer(x), device, seconds=0.1)
 
 
 def _product(rows: int, width: int, device: torch.device, dtype: torch.dtype) -> float:

@@ -1,7 +1,8 @@
 """What worlds of known sizes would do on this machine, from its measured rates: a roofline with the cost of small steps.
 
-chunk = max(operations / rate of products at this many tokens, bytes / rate of memory) + operations on tensors x what a small
-one costs. On an accelerator the last term is of uncompiled code; a recorded one has nearly none of it.
+chunk = max(operations / rate of products at this many tokens, bytes / rate of memory) + calls and layers x what one of them
+takes of a model too narrow to compute anything. On an accelerator the last term is of eager code; recorded, there is nearly
+none of it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from worldline.functional.camera import cameras_of
 from worldline.functional.masks import Visibility
 from worldline.models.tiny_vae import TINY_VAE_VARIANTS
-from worldline.models.wan import WAN_VARIANTS, WanConfig
+from worldline.models.wan import WAN_VARIANTS, WanConfig, WanModel
+from worldline.rollout.loop import ChunkLoop
 from worldline.rollout.plan import RolloutPlan
-from worldline.stream.machine import Rates
+from worldline.schema import TextEmbedding
+from worldline.stream.machine import Rates, best
 from worldline.stream.plan import StreamPlan, plan_of
 from worldline.stream.world import WorldConfig
 
@@ -46,20 +52,58 @@ class Prediction:
         return self.fps >= self.native_fps
 
 
+@dataclass(frozen=True)
+class Overhead:
+    """Seconds of the small steps (norms, rotations, copies, Python) of one call of a model, and of each of its layers."""
+
+    call: float
+    layer: float
+
+
+@torch.inference_mode()
+def measure_overhead(device: torch.device, dtype: str) -> Overhead:
+    """Stream models of one and of three layers that are too narrow for their arithmetic to matter."""
+    one, three = (_narrow_chunk(layers, device, dtype) / 3 for layers in (1, 3))  # two steps and a commit
+    layer = max((three - one) / 2, 0.0)
+    return Overhead(max(one - layer, 0.0), layer)
+
+
+def _narrow_chunk(layers: int, device: torch.device, dtype: str) -> float:
+    config = WanConfig(
+        dim=64, ffn_dim=64, num_heads=1, num_layers=layers, text_dim=16, text_len=8, camera="fused", motion=True
+    )
+    half = dtype == "bfloat16"
+    model = WanModel(config).to(device).freeze(torch.bfloat16 if half else torch.float32)
+    plan = RolloutPlan.few_step(Visibility(chunk=1, window=8, prefix=1), 2)
+    text = TextEmbedding(torch.zeros(1, 8, 16, device=device), torch.ones(1, 8, dtype=torch.bool, device=device), "")
+    latents = torch.randn(1, 1, 16, 8, 12, device=device)
+    cameras = cameras_of(torch.eye(4, device=device).expand(1, 1, 4, 4), torch.ones(1, 1, 4, device=device))
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        loop = ChunkLoop(model, plan, text, cache="ring")
+
+        def chunk() -> None:
+            loop.commit(loop.denoise(latents, cameras), cameras)
+
+        for _ in range(9):
+            chunk()
+        return best(chunk, device, seconds=0.3)
+
+
 def predict(
-    name: str, model: WanConfig, codec: Any, config: WorldConfig, rates: Rates, free: float, per_layer: float, *,
+    name: str, model: WanConfig, codec: Any, config: WorldConfig, rates: Rates, overhead: Overhead, free: float, *,
     dtype: str = "bfloat16",
 ) -> Prediction:  # fmt: skip
-    """per_layer: operations on tensors in one layer of one pass, as counted on a model of this kind; codec: its config."""
+    """codec: its config; free: bytes of memory there are."""
     plan = plan_of(model, codec, config, dtype)
     rows = plan.tokens_per_latent * plan.latents_per_chunk
-    passes = (plan.denoise_flops + plan.commit_flops) / rates.product(rows, model.dim)
+    pixels = config.height * config.width // 16  # half way through a decoder that enlarges eight times or sixteen
     parts = {
-        "products": passes + plan.decode_flops / rates.peak,
+        "products": (plan.denoise_flops + plan.commit_flops) / rates.product(rows, model.dim),
+        "decoding": plan.decode_flops / rates.convolution(pixels),
         "memory": plan.bytes / rates.memory,
-        "small steps": per_layer * model.num_layers * plan.calls * rates.small,
+        "small steps": plan.calls * (overhead.call + model.num_layers * overhead.layer),
     }
-    seconds = max(parts["products"], parts["memory"]) + parts["small steps"]
+    seconds = max(parts["products"] + parts["decoding"], parts["memory"]) + parts["small steps"]
     return Prediction(
         name, f"{config.width}x{config.height}", plan.frames_per_chunk / seconds, config.fps, seconds, parts,
         memory_of(plan), free,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from worldline.functional.masks import Visibility
 from worldline.models.hunyuan15 import HUNYUAN_VARIANTS, HunyuanConfig, HunyuanModel
@@ -75,6 +77,15 @@ def asked(model, config, x, sigma, text, given):
     return out.transpose(1, 2)
 
 
+GOLDEN = Path(__file__).parent / "golden" / "hunyuan15.safetensors"  # diffusers' answer: how to make it is below
+
+
+def golden_case():
+    """Inputs of the golden file: two prompts of different lengths, three latents."""
+    x = torch.randn(2, 3, 4, 6, 10, generator=torch.Generator().manual_seed(21))
+    return x, torch.tensor([0.3, 0.8]), prompt(SMALL, [(6, 4), (3, 1)], seed=22)
+
+
 def pair(config=SMALL):
     reference = randomised(theirs(config))
     own = HunyuanModel(config).eval()
@@ -99,6 +110,20 @@ def test_equals_diffusers(patch, frames, lengths, image):
         got = own(x, sigma[:, None].expand(-1, frames), own.text_context(text))
     assert got.abs().max() > 0.1
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_equals_the_golden_file():
+    """Without diffusers. Where it is installed, the file is checked against it."""
+    x, sigma, text = golden_case()
+    wanted = load_file(GOLDEN)["velocity"]
+    own = randomised(HunyuanModel(SMALL))
+    with torch.no_grad():
+        got = own(x, sigma[:, None].expand(-1, 3), own.text_context(text))
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    pytest.importorskip("diffusers", reason="the golden file was made with diffusers")
+    with torch.no_grad():
+        theirs_now = asked(randomised(theirs(SMALL)), SMALL, x, sigma, text, given=False)
+    torch.testing.assert_close(theirs_now, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_given_first_frame_is_handed_over_as_the_image_to_video_weights_expect():

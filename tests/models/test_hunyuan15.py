@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,7 +121,8 @@ def test_equals_the_golden_file():
     with torch.no_grad():
         got = own(x, sigma[:, None].expand(-1, 3), own.text_context(text))
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
-    pytest.importorskip("diffusers", reason="the golden file was made with diffusers")
+    if importlib.util.find_spec("diffusers") is None:
+        return
     with torch.no_grad():
         theirs_now = asked(randomised(theirs(SMALL)), SMALL, x, sigma, text, given=False)
     torch.testing.assert_close(theirs_now, wanted, atol=1e-5, rtol=1e-5)

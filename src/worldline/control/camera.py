@@ -43,9 +43,10 @@ class CameraIntegrator:
     @property
     def pose(self) -> np.ndarray:
         """The present camera, c2w float64 [4, 4] in model units, relative to the anchor."""
-        return np.linalg.inv(self._anchor) @ self._world_pose()
+        return np.linalg.inv(self._anchor) @ self.world_pose()
 
-    def _world_pose(self) -> np.ndarray:
+    def world_pose(self) -> np.ndarray:
+        """The present camera in the axes of the first frame, whatever the anchor."""
         c2w = np.eye(4)
         c2w[:3, :3] = rotation_yaw(self._yaw) @ rotation_pitch(self._pitch)
         c2w[:3, 3] = self._position * self.move_scale
@@ -74,7 +75,7 @@ class CameraIntegrator:
         """Make the present pose the anchor. Returns the world motion [4, 4] that maps old coordinates to new ones:
         c2w_new = motion @ c2w_old, w2c_new = w2c_old @ inv(motion)."""
         motion = np.linalg.inv(self.pose)
-        self._anchor = self._world_pose()
+        self._anchor = self.world_pose()
         return motion
 
     def fork(self) -> CameraIntegrator:

@@ -133,6 +133,10 @@ class RingCache(KVCache):
             )
         return min(end, sink) + min(max(end - sink - self._gap, 0), self.window)
 
+    def full(self, n: int) -> bool:
+        """Whether n frames to come see as many as any later ones will, in buffers that are there."""
+        return bool(self._k) and self._visible(n) == self.visibility.sink + self.window
+
     @contextmanager
     def placed(self, n: int, S: int, device: torch.device) -> Iterator[int]:
         """Within it, the n frames of S tokens to come are written where a tensor says, not where host integers do: a pass

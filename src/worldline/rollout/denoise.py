@@ -23,11 +23,13 @@ def denoise(
     generator: torch.Generator | None = None,
     exit_step: int | None = None,
     grad: bool = False,
+    copies: int = 1,
 ) -> Tensor:
     """x0 of `noise` [B, T, C, H, W] by the plan's solver.
 
     exit_step=k: steps 0..k-1 run without gradient, the prediction of step k (with gradient if `grad`) is returned
-    (Self-Forcing's truncated rollout). `generator` supplies the fresh noise of consistency sampling.
+    (Self-Forcing's truncated rollout). `generator` supplies the fresh noise of consistency sampling; the batch may be so many
+    `copies`, one after the other, that share it.
     """
     if exit_step is not None:
         dist.agree("the exit step of a rollout", exit_step)
@@ -37,7 +39,10 @@ def denoise(
     # Drawn before the first call, so that nothing goes from host to device between the calls.
     draws = last if plan.solver == "consistency" else 0
     where = "cpu" if generator is None else generator.device
-    fresh = [torch.randn(x.shape, generator=generator, device=where).to(x) for _ in range(draws)]
+    shape = (len(x) // copies, *x.shape[1:])
+    fresh = [
+        torch.randn(shape, generator=generator, device=where).to(x).repeat(copies, 1, 1, 1, 1) for _ in range(draws)
+    ]
     for j in range(last + 1):
         s, s_next = levels[j], levels[j + 1]
         with torch.set_grad_enabled(grad and j == last):

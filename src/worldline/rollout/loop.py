@@ -74,6 +74,7 @@ class ChunkLoop:
         self.model, self.plan = model, plan
         self._stream, self._chunkwise = cache == "ring", chunkwise
         self._ready: _Ready | None = None
+        self._copies = 1  # of one walk, in this batch: they draw the same noise
         self._past: tuple[_Clean, ...] = ()  # of a stream: the clean latents whose keys and values are in sight
         self._shift = 0  # by how much the window's positions lie before its indices
         check_policy(model, plan.positions)
@@ -124,6 +125,7 @@ class ChunkLoop:
             generator=generator,
             exit_step=exit_step,
             grad=grad,
+            copies=self._copies,
         )
 
     @torch.no_grad()
@@ -287,13 +289,13 @@ class ChunkLoop:
 
     def fork(self, copies: int = 1) -> ChunkLoop:
         """An independent continuation from the same past; of a stream also so many `copies` of it as one batch, copy after
-        copy."""
+        copy, whose solvers draw the same noise."""
         if copies != 1 and not self._stream:
             raise WorldlineError(f"{copies} copies of a loop that keeps blocks; expected one made with cache='ring'")
         other = object.__new__(ChunkLoop)
         other.model, other.plan, other._texts = self.model, self.plan, list(self._texts)
         other._stream, other._chunkwise, other._ready = self._stream, self._chunkwise, None
-        other._past, other._shift = self._past, self._shift
+        other._past, other._shift, other._copies = self._past, self._shift, self._copies * copies
         other._caches = [c.fork(copies) if isinstance(c, RingCache) else c.fork() for c in self._caches]
         if copies != 1:
             other._texts = [

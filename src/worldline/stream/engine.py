@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,11 +23,14 @@ from worldline.models.codec import Codec
 from worldline.models.registry import load_codec, load_model, weights_hash
 from worldline.models.text import HashTextEncoder
 from worldline.models.text_cache import TextEncoder
-from worldline.models.wan import WanModel
 from worldline.nn.precision import inference_dtype
 from worldline.nn.quant import Scheme, scheme_of
 from worldline.nn.quant import quantise as quantise_layers
+from worldline.rollout.compiled import Pass, Swapping
+from worldline.rollout.graphs import Graphed
 from worldline.schema import Controls, TextEmbedding, WorldlineError
+from worldline.stream.moment import Moment
+from worldline.stream.plan import StreamPlan, plan_of
 from worldline.stream.session import Session
 from worldline.stream.text import world_text_encoder
 from worldline.stream.world import Start, WorldConfig, checked, read_starts
@@ -65,7 +68,7 @@ class Engine:
 
     def __init__(
         self,
-        model: WanModel,
+        model: Backbone,
         codec: Codec,
         config: WorldConfig,
         starts: dict[str, Start],
@@ -88,7 +91,9 @@ class Engine:
         self.backbone: Backbone = (
             self.model
         )  # what sessions call: the model, or something quicker that computes the same
+        self.compiling: Swapping | None = None
         self.snapshot_bytes = SNAPSHOT_BYTES
+        self._plan: StreamPlan | None = None
         self._texts: dict[str, TextEmbedding] = {}
         self.encoder = encoder or HashTextEncoder(model.config.text_dim, model.config.text_len)
 
@@ -100,6 +105,8 @@ class Engine:
         threads: int | None = None,
         warm: bool = True,
         quantise: Scheme | None = None,
+        compile: bool = False,
+        graphs: bool | None = None,
     ) -> Engine:
         """Load a world directory, laid out for inference.
 
@@ -108,12 +115,16 @@ class Engine:
         threads: CPU threads of the whole process; None measures one against all of this machine's and keeps the faster
         (a small world often loses more to waiting than it gains; results may differ in the last bits between counts).
         warm: run two chunks now, so that the first player does not pay for first calls.
+        compile: compile the model in a thread of its own; sessions start at once and take it over when it is ready
+        (`engine.compiling`). From then on the last bits of results may differ from those before.
+        graphs: record the passes of a stream as CUDA graphs (`rollout.graphs`); None does so on CUDA, unless `compile` is
+        asked for.
         quantise: `int8` or `fp8` linear layers, rounded now (`worldline.nn.quant`); a world saved so needs no asking.
         """
         directory = Path(world)
         config = WorldConfig.read(directory)
         model, codec = load_model(directory), load_codec(directory / config.codec)
-        if not isinstance(model, WanModel):
+        if not isinstance(model, Backbone):
             raise WorldlineError(f"{directory} holds a {type(model).__name__}; expected a video model")
         if codec.latent_channels != model.config.in_channels:
             raise WorldlineError(
@@ -138,13 +149,46 @@ class Engine:
         )
         engine.model.freeze(getattr(torch, engine.dtype))
         engine.codec.freeze(getattr(torch, engine.dtype))
+        if graphs or (graphs is None and engine.device.type == "cuda" and not compile):
+            engine.backbone = Graphed(model)
         if threads is not None:
             torch.set_num_threads(threads)
         elif engine.device.type == "cpu" and warm:
             engine._choose_threads()
         if warm:
             engine._time_chunks(2)
+        if compile:
+            engine.compile()
         return engine
+
+    def compile(self, how: Callable[[Pass], Pass] | None = None, wait: bool = False) -> None:
+        """Compile the model in a thread of its own; sessions that start from now on take it over when it
+        is ready. how: what
+        makes a compiled function (default: `torch.compile`, one graph). A failure is a CompileWarning and changes nothing."""
+        if self.compiling is not None:
+            return
+        self.compiling = Swapping(self.backbone, how)
+        self.backbone = self.compiling
+        self.compiling.start(self._some_chunks, 1e-4 if self.dtype == "float32" else 3e-2, wait)
+
+    def _some_chunks(self, model: Backbone) -> Tensor:
+        """Latents of a walk on a full ring, through `model`."""
+        blank = np.zeros((self.config.height, self.config.width, 3), np.uint8)
+        visibility = self.config.visibility
+        with self.compute():
+            moment, found = Moment.begin(self, blank, "", model), []
+            for _ in range(-(-((visibility.window or 0) + visibility.sink) // visibility.chunk) + 3):
+                drawn = moment.draw(Controls.still(self.frames_per_chunk), 0, 0)
+                moment.camera, moment.chunks = drawn.camera, moment.chunks + 1
+                moment.commit(drawn)
+                found.append(drawn.latents)
+            return torch.cat(found)
+
+    def plan(self) -> StreamPlan:
+        """What a chunk of this world costs: operations, memory, calls; the least time on a device of known rates."""
+        if self._plan is None:
+            self._plan = plan_of(self.model.config, self.codec.config, self.config, self.dtype)
+        return self._plan
 
     @property
     def spec(self) -> Spec:

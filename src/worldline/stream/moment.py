@@ -12,6 +12,7 @@ from torch import Tensor
 
 from worldline.control.camera import CameraIntegrator
 from worldline.functional.camera import cameras_of_path
+from worldline.models.backbone import Backbone
 from worldline.rollout.loop import ChunkLoop
 from worldline.schema import CameraPath, Cameras, Controls, TextEmbedding
 from worldline.stream.log import Prompt
@@ -78,11 +79,13 @@ class Moment:
     blend: Blend | None = None
 
     @staticmethod
-    def begin(engine: Engine, image: np.ndarray, prompt: str) -> Moment:
-        """The start of a walk: the image as a committed first latent."""
+    def begin(engine: Engine, image: np.ndarray, prompt: str, model: Backbone | None = None) -> Moment:
+        """The start of a walk: the image as a committed first latent. model: in place of the engine's."""
         c, text = engine.config, engine.text(prompt)
         camera = CameraIntegrator(c.intrinsics, c.move_scale, c.walk_units_per_frame)
-        loop, codec_state, picture = _started(engine, start_latent(engine, image), camera, text)
+        loop, codec_state, picture = _started(
+            engine, start_latent(engine, image), camera, text, model or engine.backbone
+        )
         return Moment(engine, 0, loop, camera, codec_state, picture, text)
 
     def fork(self) -> Moment:
@@ -103,11 +106,7 @@ class Moment:
         """Denoise the next chunk. Its noise is a function of seed, latent index and attempt."""
         camera, cameras = self.walked(controls)
         self.settle_text()
-        plan, spec = self.engine.config.visibility, self.engine.latent_shape
-        index = plan.prefix + self.chunks * plan.chunk
-        digest = hashlib.sha256(f"{seed}/{index}/{attempt}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        noise = torch.randn((1, plan.chunk, *spec), generator=generator).to(self.engine.device)
+        noise, generator = noise_of(self.engine, seed, self.chunks, attempt)
         latents = self.loop.denoise(noise, cameras, generator=generator)
         return Drawn(controls, cameras, camera, self.engine.kept(latents), attempt)
 
@@ -156,7 +155,9 @@ class Moment:
             assert cut is not None
             camera = self.camera.fork()
             camera.rebase()
-            self.loop, self.codec_state, _ = _started(engine, cut[None].to(engine.device).float(), camera, text)
+            self.loop, self.codec_state, _ = _started(
+                engine, cut[None].to(engine.device).float(), camera, text, self.loop.model
+            )
             self.camera = camera
         elif prompt.mode == "recache":
             self.loop.recache(text)
@@ -165,6 +166,16 @@ class Moment:
         else:
             self.loop.set_text(text)
         self.text, self.blend = text, blend
+
+
+def noise_of(engine: Engine, seed: int, chunk: int, attempt: int) -> tuple[Tensor, torch.Generator]:
+    """The noise of a chunk, [1, n, C, H, W], and the generator of what its solver draws further."""
+    visibility = engine.config.visibility
+    index = visibility.prefix + chunk * visibility.chunk
+    digest = hashlib.sha256(f"{seed}/{index}/{attempt}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    noise = torch.randn((1, visibility.chunk, *engine.latent_shape), generator=generator)
+    return noise.to(engine.device), generator
 
 
 def to_uint8(video: Tensor) -> np.ndarray:
@@ -183,13 +194,13 @@ def start_latent(engine: Engine, image: np.ndarray) -> Tensor:
 
 
 def _started(
-    engine: Engine, latent: Tensor, camera: CameraIntegrator, text: TextEmbedding
+    engine: Engine, latent: Tensor, camera: CameraIntegrator, text: TextEmbedding, model: Backbone
 ) -> tuple[ChunkLoop, Any, np.ndarray]:
     """A loop whose past is one latent [1, 1, C, H, W] seen from `camera`; the codec's state and the picture after it."""
     video, codec_state = engine.codec.decode_stream(latent, None)
     c = engine.config
     negative = engine.text("") if c.guidance != 1.0 else None
-    loop = ChunkLoop(engine.backbone, c.plan, text, negative=negative, cache="ring")
+    loop = ChunkLoop(model, c.plan, text, negative=negative, cache="ring")
     loop.commit(latent, cameras_of_path(CameraPath(camera.pose[None], camera.K)).to(engine.device))
     return loop, codec_state, to_uint8(video[0])[0]
 

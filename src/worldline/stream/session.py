@@ -105,6 +105,11 @@ class Session:
         """The newest picture shown, uint8 [H, W, 3]."""
         return self._now.picture
 
+    @property
+    def pose(self) -> np.ndarray:
+        """Where the player stands and looks after the last chunk, c2w float64 [4, 4] in the axes of the first frame."""
+        return self._now.camera.world_pose()
+
     # -- the walk ------------------------------------------------------------------------------------------------------
 
     def step(self, controls: Controls) -> np.ndarray:

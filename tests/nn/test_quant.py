@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from worldline.models.hunyuan15.config import HUNYUAN_VARIANTS
+from worldline.models.hunyuan15.model import HunyuanModel
 from worldline.models.registry import load_model, save_model
 from worldline.nn.quant import (
     SKIP,
@@ -23,6 +26,7 @@ from worldline.nn.quant import (
 )
 
 SCHEMES = ["int8", "fp8"]
+PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 LOSS = {"int8": (0.004, 0.012), "fp8": (0.02, 0.032)}  # of a gaussian row's norm: 0.8 and 2.6 % by theory
 
 
@@ -158,6 +162,17 @@ def test_a_model_keeps_what_meets_pixels_clock_and_camera(scheme, tiny_wan):
     assert done.bytes_after == weight_bytes(model) < done.bytes_before
     kept = tiny_wan("branch", motion=True)
     assert not any(n.startswith("blocks.1.") for n in quantise(kept, scheme, (*SKIP, "blocks.1.*")).layers)
+
+
+def test_of_hunyuanvideo_too_only_the_blocks_own_products_are_quantised():
+    with torch.device("meta"):
+        model = HunyuanModel(replace(HUNYUAN_VARIANTS["nano-hy"], camera="branch"))
+    layers = quantise(model, "int8").layers
+    last = {name.removeprefix("transformer_blocks.0.") for name in layers if name.startswith("transformer_blocks.0.")}
+    assert {name.split(".")[0] for name in layers} == {"transformer_blocks"}
+    assert last == {f"attn.{name}" for name in PROJECTIONS} | {
+        f"{part}.net.{layer}" for part in ("ff", "ff_context") for layer in ("0.proj", "2")
+    }
 
 
 def test_what_cannot_be_quantised_says_so(tiny_wan):

@@ -21,9 +21,10 @@ from worldline.schema import WorldlineError
 
 Scheme = Literal["int8", "fp8"]
 FORMATS = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}  # type and largest number
-# What stays as it is, by its key: what meets pixels or the clock (few operations, large effect), and what steers.
+# What stays as it is, by its key: what meets pixels, the prompt or the clock (few operations, large effect), and what steers.
 SKIP = (
     "patch_embedding", "ray_embedding", "condition_embedder.*", "camera_embedder.*", "proj_out", "*.prope_o", "*.attn3.*",
+    "*norm*", "x_embedder.*", "image_embedder*", "context_embedder*", "time_embed*",  # as HunyuanVideo names them
 )  # fmt: skip
 MULTIPLE = 16  # both widths of a weight must divide by it: what the accelerators' 8-bit products ask for
 FEWEST = 17  # rows of the least int8 product that cuBLAS takes

@@ -240,6 +240,9 @@ def test_devices_share_samples_and_what_can_be_cut_of_the_weights():
     muon = [stage("camera", "nano-demo", "stages.camera.train.optimizer=muon", devices=n).memory for n in (1, 2)]
     assert muon[1]["weights"] == muon[0]["weights"]
     assert muon[1]["activations"] == pytest.approx(muon[0]["activations"] / 2, rel=0.03), "casts of weights are whole"
+    spread = stage("camera", "wan-1.3b", "stages.camera.train.sequence_parallel=2", devices=8).memory
+    assert spread["weights"] == eight["weights"]
+    assert spread["activations"] == pytest.approx(eight["activations"] / 2, rel=0.02), "half the tokens of a sample"
     with pytest.raises(WorldlineError, match="do not divide"):
         stage("camera", "wan-1.3b", devices=5)
 

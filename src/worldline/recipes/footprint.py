@@ -50,6 +50,7 @@ class Setting:
     half: bool = True  # frozen matrices are kept in bf16
     computes_half: bool = True  # under bf16 autocast
     shards: int = 1  # devices that share weights, gradients and moments
+    sequence: int = 1  # devices that share the tokens of a sample
     moments: str = "fp32"  # of adamw
 
 
@@ -379,14 +380,15 @@ def _heights(phase: Phase, stage: tuple[Role, ...], layers: int, s: Setting) -> 
     """What a phase holds beside the states when its backward begins and when it ends: activations give way to gradients."""
     kept, gradients = phase.kept, sum(r.gradients(s) for r in stage if r.name == phase.role)
     before = gradients if s.accumulation > 1 else 0.0  # of the micro batches before
+    batch = s.batch / s.sequence
     # A recomputed block is there as a whole while backward is in it.
-    block = kept.fixed_block + s.batch * kept.block
-    last = block + s.batch * kept.working
-    inside = layers * (kept.fixed_block + s.batch * kept.block) + s.batch * phase.copies
-    first = s.batch * max(kept.working, phase.working)
+    block = kept.fixed_block + batch * kept.block
+    last = block + batch * kept.working
+    inside = layers * (kept.fixed_block + batch * kept.block) + batch * phase.copies
+    first = batch * max(kept.working, phase.working)
     if s.recompute:
-        inside, first = s.batch * layers * phase.residual, max(last, s.batch * phase.working)
-    outside, caches = kept.fixed + s.batch * kept.outside, s.batch * phase.cache
+        inside, first = batch * layers * phase.residual, max(last, batch * phase.working)
+    outside, caches = kept.fixed + batch * kept.outside, batch * phase.cache
     yield {"gradients": before, "activations": outside + inside + first, "caches": caches}
     yield {"gradients": gradients, "activations": outside + last, "caches": caches}
 

@@ -34,7 +34,7 @@ def spread(section: StageSection, devices: int) -> dict[str, Any]:
     dp = max(1, devices // train.sequence_parallel)
     batch, micros = shares(train, dp)
     cut = section.lora is None and train.optimizer != "muon" and train.sharding != "replicate"
-    share: dict[str, Any] = {"batch": batch, "accumulation": micros // dp}
+    share: dict[str, Any] = {"batch": batch, "accumulation": micros // dp, "sequence": train.sequence_parallel}
     # Networks that are cut are fp32 throughout, frozen ones as well.
     return share | ({"shards": devices, "half": False} if cut and devices > 1 else {})
 

@@ -84,8 +84,8 @@ class Kept:
 
     def __add__(self, other: Kept) -> Kept:
         """Both at once; their backwards come one after the other."""
-        sums = (getattr(self, f.name) + getattr(other, f.name) for f in fields(self)[:-1])
-        return Kept(*sums, working=max(self.working, other.working))
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return Kept(**{**sums, "working": max(self.working, other.working)})
 
     def free(self, residual: float) -> float:
         """Bytes a sample of a pass that keeps nothing; residual: of a block's input."""

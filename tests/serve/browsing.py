@@ -17,7 +17,7 @@ ARGS = [
     "--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--no-first-run",
 ]  # fmt: skip
-PATIENCE_MS = 20_000
+PATIENCE_MS = 60_000  # a condition that never comes fails the test; a slow machine does not
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,7 @@ def visit(browser, address: str, **context):
     """A page of its own context at the server, with its `wire` and its script `errors`."""
     options = {"viewport": {"width": 1180, "height": 800}, "accept_downloads": True, **context}
     page = browser.new_context(**options).new_page()
+    page.set_default_timeout(PATIENCE_MS)
     page.wire, page.errors = Wire(page), []
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.goto(f"http://{address}/")

@@ -75,7 +75,8 @@ def test_pause_step_and_rewind(page):
     page.keyboard.press(".")
     until(page, chunk_over(chunk))
     page.wait_for_timeout(500)
-    assert page.wire.frames[-1].chunk == chunk + 1
+    assert chunk < page.wire.frames[-1].chunk <= chunk + 2  # one, and one that was under way at the pause
+    chunk = page.wire.frames[-1].chunk - 1
     page.locator("#rewind").focus()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")  # one rewind for both: it waits for the keys to rest
@@ -84,6 +85,9 @@ def test_pause_step_and_rewind(page):
     assert scene["paused"]
     assert [m["chunk"] for m in page.wire.said if m["type"] == "rewind"] == [chunk - 1]
     until(page, f"Number(document.getElementById('rewind').max) === {chunk - 1}")
+    page.locator(".toast button").click()  # undo
+    assert page.wire.scene("slot")["chunk"] == chunk + 1
+    assert page.locator(".toast").count() == 0
     page.keyboard.press("Escape")
     page.keyboard.press("Space")
     until(page, PLAYING)
@@ -95,19 +99,20 @@ def test_pause_step_and_rewind(page):
 
 def test_branches_outlive_a_reload(page):
     until(page, chunk_over(2))
+    page.keyboard.press("p")
+    until(page, state("paused"))
     page.keyboard.press("Shift+Digit1")
     until(page, "document.querySelector('.slot.full img')")
     saved = page.wire.frames[-1].chunk
-    page.keyboard.down("d")
-    until(page, chunk_over(saved + 4))
-    page.keyboard.up("d")
+    page.keyboard.press("p")
+    until(page, chunk_over(saved + 3))
     page.keyboard.press("1")
     kept = page.wire.scene("slot")["chunk"]
-    assert 2 <= kept <= saved + 1
+    assert saved <= kept <= saved + 1  # a chunk may have been under way
     page.reload()
     until(page, PLAYING)
     assert page.wire.scene("resume")["chunk"] >= kept
-    assert page.locator("#toasts .toast").count() == 0
+    assert "no longer" not in page.locator("#toasts").inner_text()
     assert page.locator(".slot.full img").count() == 1
     assert page.locator("#hint").is_hidden()  # this person has walked before
     page.locator(".slot.full button").first.click()

@@ -16,9 +16,9 @@ export class Branches {
     this.#draw();
   }
 
-  /** The slots that the server holds. */
+  /** The slots that the server holds; 0 is its own. */
   hold(slots) {
-    this.#full = new Set(slots);
+    this.#full = new Set(slots.filter((slot) => slot > 0));
     this.#draw();
   }
 

@@ -29,7 +29,7 @@ export class Connection {
     this.on = on;
     this.begin = begin;
     this.rtt = 0;
-    setInterval(() => this.say("ping", { t: performance.now() }), PING_MS);
+    setInterval(() => this.say("ping", { t: performance.now(), rtt_ms: this.rtt || undefined }), PING_MS);
     addEventListener("online", () => this.#timer && this.open());
   }
 

@@ -24,7 +24,7 @@ const H264 = "avc1.42C01F"; // what is asked for before the server has named its
 const LOCAL = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
 const WARN_S = 60; // an idle or total limit is told of this long before
 
-let world = null, live = false, paused = kept("paused", false), recording = null, moved = kept("moved", false), canH264 = false, looking = false;
+let world = null, live = false, failed = false, paused = kept("paused", false), recording = null, moved = kept("moved", false), canH264 = false, looking = false;
 
 // -- the server --------------------------------------------------------------------------------------------------------
 
@@ -110,6 +110,7 @@ const receivers = {
   },
 
   scene(message) {
+    failed = false;
     view.begin(message.generation);
     hud.restart();
     if (["start", "reset", "load"].includes(message.cause)) timeline.forget();
@@ -120,6 +121,7 @@ const receivers = {
     branches.hold(message.slots);
     $("new").title = `The same start; what is unseen comes out differently (N). Seed now: ${message.seed}`;
     record(message.recording ? recording ?? { frames: 0 } : null);
+    offerUndo(message);
     if (!message.playing) walks.ended();
     if (message.paused && !paused) connection.ask("pause", { on: document.hidden }).catch(complain);
     mark(message.paused && paused);
@@ -149,8 +151,10 @@ const receivers = {
   },
 
   error(error) {
-    if (error.retry === "reset") veil.stopped(error.message, { back: timeline.chunk ? back : null, again: () => reset() });
-    else if (["fix", "later"].includes(error.retry)) complain(error); // others come with a close that tells of them
+    if (error.retry === "reset") {
+      failed = true;
+      veil.stopped(error.message, { back: timeline.chunk ? back : null, again: () => reset() });
+    } else if (["fix", "later"].includes(error.retry)) complain(error); // others come with a close that tells of them
   },
 };
 
@@ -173,6 +177,7 @@ const view = new View((frame, now) => {
   if (frame.flags & (FLAG.first | FLAG.still)) timeline.keep(frame.chunk);
   if (recording && frame.flags & FLAG.recording) $("rec-time").textContent = clock(++recording.frames / world.fps);
   const state = paused ? "paused" : "playing";
+  if (failed) return; // a frame from before the failure
   if (document.body.dataset.state !== state) {
     veil.show(state);
     hint();
@@ -263,6 +268,21 @@ function hint() {
   $("hint").hidden = !text || !live;
 }
 
+/** What was left can be had back: the server keeps the moment before the last leap in slot 0. */
+function offerUndo({ cause, slots, frame }) {
+  undo.notice?.remove();
+  const again = undo.under_way;
+  undo.under_way = false;
+  if (again || !slots.includes(0)) return;
+  const words = { rewind: `Back at ${clock(frame / world.fps)}.`, reset: "A new walk has begun.", slot: "Back at a branch.", load: "The walk goes on from its file." };
+  if (words[cause]) undo.notice = toast(words[cause], { action: { label: "Undo", run: undo } });
+}
+
+function undo() {
+  undo.under_way = true;
+  return ask("slot_go", { slot: 0 });
+}
+
 function record(state) {
   recording = state;
   const on = Boolean(state);
@@ -302,7 +322,7 @@ async function openReplay(file) {
     const id = await connection.upload("session", file);
     const watch = $("watch").checked;
     await connection.ask("load", { file: id, watch });
-    toast(watch ? "Watching the walk again. Any key takes over." : "The walk goes on from where it was kept.");
+    if (watch) toast("Watching the walk again. Any key takes over.");
   } catch (error) {
     complain(error);
   }
@@ -316,7 +336,7 @@ function fullScreen() {
 // -- wires -------------------------------------------------------------------------------------------------------------
 
 const commands = {
-  p: () => pause(!paused), Space: () => pause(!paused), ".": step, Backspace: back, backspace: back, r: () => reset(), n: newSeed, v: toggleRecord, f: fullScreen,
+  p: () => pause(!paused), Space: () => pause(!paused), ".": step, Backspace: back, backspace: back, r: () => reset(), n: newSeed, u: undo, v: toggleRecord, f: fullScreen,
   "?": () => $("help").showModal(), "/": () => $("prompt").focus(),
 };
 for (const slot of [1, 2, 3, 4]) {

@@ -1,7 +1,7 @@
 // The description the world goes on under.
 import { $ } from "./dom.js";
 
-const MODES = { recache: "as you walk", cut: "at once", blend: "slowly" };
+const MODES = { keep: "as you walk", recache: "all in sight", cut: "in a new shot", blend: "slowly" };
 
 export class Scene {
   #inForce = "";

@@ -102,7 +102,7 @@ def test_its_world_plays_its_starts_without_the_text_encoder(adapted, brought, t
     assert frames.shape == (12, 32, 32, 3)
     assert np.isfinite(frames).all()
     assert len(list((world / EMBEDDINGS).rglob("*.safetensors"))) == 1 + len(engine.starts)
-    with pytest.raises(WorldlineError, match=f"needs Wan's text encoder: gone has neither .* Set {ENVIRONMENT}"):
+    with pytest.raises(WorldlineError, match=f"needs its text encoder: gone has neither .* Set {ENVIRONMENT}"):
         engine.session(start, prompt="a red door")
     monkeypatch.setenv(ENVIRONMENT, str(brought / "text"))
     other = engine.session(start, prompt="a red door", seed=1).step(Controls.still(12))

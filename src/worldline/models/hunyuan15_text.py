@@ -52,7 +52,8 @@ class HunyuanTextEncoder:
 
     folder: a diffusers HunyuanVideo-1.5 folder with text_encoder/, tokenizer/, text_encoder_2/ and tokenizer_2/; where it
     also has image_encoder/ and feature_extractor/ (image to video), start images can be read. lens: places of the three
-    sources. template: tokens before the prompt's own. offload_after_use: let go of the weights after every call.
+    sources. template: tokens before the prompt's own (108 of the published tokenizer). offload_after_use: let go of the
+    weights after every call.
     """
 
     clean = staticmethod(writable)
@@ -62,12 +63,13 @@ class HunyuanTextEncoder:
         folder: str | Path,
         *,
         lens: tuple[int, int, int] = (1000, 256, 729),
-        template: int = TEMPLATE_TOKENS,
+        template: int | None = None,
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str = "cpu",
         offload_after_use: bool = False,
     ) -> None:
-        self.folder, self.lens, self.template = Path(folder), lens, template
+        self.folder, self.lens = Path(folder), lens
+        self.template = TEMPLATE_TOKENS if template is None else template
         self.dtype, self.device, self.offload_after_use = dtype, torch.device(device), offload_after_use
         if absent := [part for part in PARTS if not (self.folder / part).is_dir()]:
             raise WorldlineError(

@@ -143,7 +143,7 @@ def _bundled(ws: Workspace, directory: Path) -> dict[str, float]:
     if held_out[0].frames.shape[1:3] != (config.height, config.width):
         return {}
     model, codec = load_model(where), load_model(where / config.codec)
-    text = world_text_encoder(where, config.text, model.config.text_dim, model.config.text_len)
+    text = world_text_encoder(where, config.text, model.config)
     played = Player(model, codec, text, config.plan, config.move_scale)
     (directory / "bundled").mkdir(parents=True, exist_ok=True)
     found = evaluate_player(played, held_out, ws.recipe.evaluate.seed)

@@ -60,12 +60,12 @@ def world(ws: Workspace, directory: Path) -> dict[str, float]:
 
 def _write_text(ws: Workspace, directory: Path, captions: list[str]) -> WorldText | None:
     """The world's text encoder by name, with the embeddings of its starts and of no prompt; None where it has no files."""
-    path = ws.recipe.text.path
-    if path is None:
+    text = ws.recipe.text
+    if text.kind == "hash" or text.path is None:
         return None
     encoder = ws.text_encoder()
-    write_embeddings(directory, encoder, ["", *captions])
-    return WorldText(fingerprint=encoder.fingerprint, path=str(Path(path).resolve()))
+    write_embeddings(directory, encoder, ["", *captions], text.kind)
+    return WorldText(kind=text.kind, fingerprint=encoder.fingerprint, path=str(Path(text.path).resolve()))
 
 
 def write_starts(ws: Workspace, directory: Path) -> list[str]:

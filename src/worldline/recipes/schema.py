@@ -126,15 +126,15 @@ class ModelSection:
 class TextSection:
     """Who reads the prompts."""
 
-    kind: Literal["hash", "umt5"] = "hash"  # umt5: of Wan, from files on this machine
-    path: str | None = None  # a folder of Wan weights, in diffusers' or the original layout (umt5)
-    cache: str | None = None  # folder of embeddings; null is one in the run directory (umt5)
+    kind: Literal["hash", "umt5", "hunyuan15"] = "hash"  # umt5: of Wan; both from files on this machine
+    path: str | None = None  # a folder of weights: Wan's, in diffusers' or the original layout, or HunyuanVideo's
+    cache: str | None = None  # folder of embeddings; null is one in the run directory
 
     def __post_init__(self) -> None:
-        if (self.kind == "umt5") != (self.path is not None):
+        if (self.kind == "hash") != (self.path is None):
             raise WorldlineError(
-                f"text: kind {self.kind} {'needs' if self.kind == 'umt5' else 'has no'} `path`, the folder of Wan's text "
-                f"encoder and tokenizer"
+                f"text: kind {self.kind} {'has no' if self.kind == 'hash' else 'needs'} `path`, the folder of the text encoder "
+                f"and tokenizer"
             )
 
 

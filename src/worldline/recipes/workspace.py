@@ -12,6 +12,7 @@ from worldline.models.backbone import INJECTED, Backbone
 from worldline.models.diffusers_teacher import is_diffusers_folder
 from worldline.models.registry import BackboneConfig, build_backbone, load_codec, load_model, load_state, weights_hash
 from worldline.models.text import HashTextEncoder
+from worldline.models.text_readers import Reader, open_reader
 from worldline.models.wan import CameraMode
 from worldline.recipes.assets import ASSETS, LINE, located
 from worldline.recipes.schema import is_directory
@@ -114,9 +115,9 @@ class Workspace:
     def text_encoder(self) -> TextEncoder:
         """The prompt encoder that the recipe names. Raises WorldlineError where its files are missing or do not fit."""
         config, text = self.recipe.model.config(), self.recipe.text
-        if text.path is None:
+        if text.kind == "hash" or text.path is None:
             return HashTextEncoder(config.text_dim, config.text_len)
-        return _umt5(text.path, text.cache or str(self.run_dir / "text"), config.text_len)
+        return _reader(text.kind, text.path, text.cache or str(self.run_dir / "text"), config)
 
     def clips(self) -> ClipDataset:
         """The rendered clips."""
@@ -145,12 +146,11 @@ class Workspace:
 
 
 @lru_cache(maxsize=4)
-def _umt5(folder: str, cache: str, length: int) -> TextEncoder:
-    """Wan's encoder behind its cache. Made once: its name alone reads a page of every tensor."""
+def _reader(kind: Reader, folder: str, cache: str, config: BackboneConfig) -> TextEncoder:
+    """A large encoder behind its cache. Made once: its name alone reads a page of every tensor."""
     import torch
 
     from worldline.models.text_cache import CachedTextEncoder
-    from worldline.models.umt5 import UMT5Encoder
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return CachedTextEncoder.of(UMT5Encoder(folder, length=length, device=device, offload_after_use=True), cache)
+    return CachedTextEncoder.of(open_reader(kind, folder, config, device), cache)

@@ -144,7 +144,7 @@ class Engine:
             device=device,
             dtype=dtype,
             encoder=world_text_encoder(
-                directory, config.text, model.config.text_dim, model.config.text_len, torch.device(device)
+                directory, config.text, model.config, torch.device(device)
             ),
         )
         engine.model.freeze(getattr(torch, engine.dtype))

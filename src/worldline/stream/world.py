@@ -7,11 +7,12 @@ import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 
 from worldline.functional.masks import Visibility
+from worldline.models.text_readers import Reader
 from worldline.rollout.plan import RolloutPlan, Solver
 from worldline.rollout.positions import Positions
 from worldline.schema import WorldlineError
@@ -21,13 +22,15 @@ from worldline.schema import WorldlineError
 class WorldText:
     """The large text encoder that a world's prompts were embedded by."""
 
-    kind: Literal["umt5"] = "umt5"
+    kind: Reader = "umt5"
     fingerprint: str  # of the encoder: weights, tokenizer, length, dtype
     path: str  # where its files lay when the world was made
 
     def __post_init__(self) -> None:
-        if self.kind != "umt5":
-            raise WorldlineError(f"text encoder {self.kind!r}; expected 'umt5', or no `text` for hashed words")
+        if self.kind not in get_args(Reader):
+            raise WorldlineError(
+                f"text encoder {self.kind!r}; expected one of {', '.join(get_args(Reader))}, or no `text` for hashed words"
+            )
 
 
 def check_streamable(visibility: Visibility) -> None:

@@ -50,6 +50,7 @@ def add(subcommands: Subcommands) -> None:
     sub.add_argument(
         "--open", type=Path, metavar="DIR", help="score clips with action logs of their own, without a truth"
     )
+    sub.add_argument("--pose", action="store_true", help="estimate camera paths, too (needs the extra `pose`; minutes)")
     sub.add_argument("--self-test", action="store_true", help="test the metrics by planted faults, with no world")
     sub.add_argument("--list", action="store_true", help="say what there is and leave")
 
@@ -110,7 +111,7 @@ def _run(console: Console, args: argparse.Namespace) -> int:
     }
     from worldline.evaluate.publish import publish
 
-    page, table = publish(plan, rows, facts)
+    page, table = publish(plan, rows, facts, pose=args.pose)
     console.print(table)
     console.print(f"[bold green]done[/] in {duration(time.monotonic() - begin)}; report: {page}", highlight=False)
     return 0

@@ -410,6 +410,13 @@ def _stamp(results: Mapping[str, Any]) -> str:
         "metric version": results["metric_version"],
         "content filter": "none",
     }
-    facts |= {f"tier {n}": f"{t['status']}: {t['reason']}" for n, t in results["tiers"].items()}
+    for name, tier in results["tiers"].items():
+        label = "camera paths" if name == "1" else name
+        if tier["status"] != "ok":
+            facts[label] = f"{tier['status']}: {tier['reason']}"
+            continue
+        for row in ("model", "replay"):
+            said = ", ".join(f"{n} {v:.3g}" for n, v in tier[row].items() if v is not None)
+            facts[f"{label}, {row}"] = f"{said}, of {tier['clips']} clips"
     rows = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())
     return f"<h2>Stamp</h2><dl class='facts'>{rows}</dl>"

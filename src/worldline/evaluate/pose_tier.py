@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,11 @@ from worldline.evaluate.metrics.pose import ate, cam_mc, rotation_errors_deg, tr
 from worldline.evaluate.metrics.rotation import rotations
 from worldline.schema import WorldlineError
 
+if TYPE_CHECKING:
+    from worldline.evaluate.runner import Plan
+
+SUITES = ("S3", "S4", "S5", "S7")
+CLIPS = 8  # at most, evenly taken: COLMAP needs half a minute of a core for a clip
 TURNED = 0.9  # share of matches that one rotation explains, from which a clip is a turn on the spot
 REGISTERED = 0.8  # share of frames structure from motion must place
 Estimator = Literal["rotation", "sfm"]
@@ -119,3 +124,35 @@ def pose_errors(found: Estimated, truth: np.ndarray) -> dict[str, float]:
         "cam_mc_sum": float(cam_mc(found.c2w, target).sum()),
         "ate": ate(found.c2w, target) / path,
     }
+
+
+def pose_figures(plan: Plan, height: int, width: int) -> dict[str, Any]:
+    """Tier 1 of a finished run: for the model and, as the floor of the estimator, for the replay: mean errors over the
+    clips that could be estimated, and the share that could (`success`). {"status": "skipped", "reason": ...} where the
+    preset has no fitting episodes."""
+    from worldline.evaluate.runner import shown
+    from worldline.evaluate.truth import truth_of
+
+    wanted = [c for c in plan.cases() if c.suite in SUITES]
+    wanted = [wanted[i] for i in sorted({*np.linspace(0, len(wanted) - 1, min(CLIPS, len(wanted))).astype(int)})]
+    if not wanted:
+        return {"status": "skipped", "reason": f"the preset has none of {', '.join(SUITES)}"}
+    rows: dict[str, list[dict[str, float] | None]] = {"model": [], "replay": []}
+    for case in wanted:
+        truth = truth_of(case, plan.truth, height, width)
+        for row, frames in (("model", shown(plan.out, case)), ("replay", truth.frames)):
+            try:
+                found = estimate(frames, truth.cameras.K[0])
+            except PoseUnavailable as error:
+                return {"status": "skipped", "reason": str(error)}
+            rows[row].append(None if found is None else pose_errors(found, truth.cameras.c2w))
+    out: dict[str, Any] = {"status": "ok", "reason": "", "clips": len(wanted)}
+    for row, errors in rows.items():
+        had = [e for e in errors if e is not None]
+        names = sorted({n for e in had for n in e})
+        means = {n: float(np.mean([e[n] for e in had if n in e and np.isfinite(e[n])] or [np.nan])) for n in names}
+        out[row] = {
+            "success": len(had) / len(errors),
+            **{n: round(v, 6) if np.isfinite(v) else None for n, v in means.items()},
+        }
+    return out

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from worldline.evaluate.card import columns, markdown, told
 from worldline.evaluate.page import write_page
+from worldline.evaluate.pose_tier import pose_figures
 from worldline.evaluate.results import summarise, write_results
 from worldline.evaluate.runner import Plan
 from worldline.evaluate.score import Score
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def publish(plan: Plan, rows: Mapping[str, Mapping[str, Score]], facts: Mapping[str, str]) -> tuple[Path, Table]:
-    """Write results.json, per_episode.csv, card.md and report.html under the run; returns the page and a table to print."""
+def publish(
+    plan: Plan, rows: Mapping[str, Mapping[str, Score]], facts: Mapping[str, str], *, pose: bool = False
+) -> tuple[Path, Table]:
+    """Write results.json, per_episode.csv, card.md and report.html under the run; returns the page and a table to print.
+    pose: estimate camera paths, too, which takes minutes."""
     manifest = json.loads((plan.out / "manifest.json").read_text())
-    results = summarise(rows, manifest, facts)
+    size = (int(manifest["model"]["height"]), int(manifest["model"]["width"]))
+    results = summarise(rows, manifest, facts, pose_figures(plan, *size) if pose else None)
     write_results(plan.out, results, rows)
     (plan.out / "card.md").write_text(markdown(results))
     return write_page(plan, results, rows), table(results)

@@ -38,10 +38,22 @@ TOLD_OF_MODEL = (
 )  # not of others
 
 
+LEARNED = {  # tier 2: nothing of it runs without files that only a user can supply
+    "lpips": "needs AlexNet weights; none given",
+    "fvd": "needs I3D weights and at least 256 clips; none given",
+    "clip": "needs CLIP weights; none given",
+    "vbench": "needs a VBench installation with its dozen backbones; none given",
+}
+
+
 def summarise(
-    rows: Mapping[str, Mapping[str, Score]], manifest: Mapping[str, Any], facts: Mapping[str, str]
+    rows: Mapping[str, Mapping[str, Score]],
+    manifest: Mapping[str, Any],
+    facts: Mapping[str, str],
+    pose: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of results.json. manifest: as the runner wrote it; facts: the stamp's further lines (recipe, command)."""
+    """The content of results.json. manifest: as the runner wrote it; facts: the stamp's further lines (recipe, command);
+    pose: tier 1, where it was asked for."""
     figures: dict[str, dict[str, Any]] = {}
     for row in ("model", *(r for r in ROWS if r in rows)):
         scores = list(rows[row].values())
@@ -69,8 +81,8 @@ def summarise(
             for f in FIGURES
         },
         "tiers": {
-            "1": {"status": "skipped", "reason": "pose by structure from motion was not asked for"},
-            "2": {"status": "skipped", "reason": "learned metrics need weights that are not given"},
+            "1": pose or {"status": "skipped", "reason": "camera paths were not asked for (--pose)"},
+            **{name: {"status": "skipped", "reason": reason} for name, reason in LEARNED.items()},
         },
         "lag_by_phase": lag_by_phase(rows, int(manifest["model"]["frames_per_step"])),
         "worst": worst(rows),

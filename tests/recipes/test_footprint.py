@@ -92,6 +92,7 @@ BATCH = "stages.{}.train.batch_size=4"
         ("cd", ()),
         ("dmd", ("stages.dmd.options.critic_updates=1",)),
         ("dmd", ("stages.dmd.options.critic_updates=1", "stages.dmd.options.chunkwise_backward=true")),
+        ("dmd", ("stages.dmd.options.critic_updates=1", "stages.dmd.options.regression_weight=0.5")),
         ("camera", ("stages.camera.train.recompute=true",)),
         ("camera", ("stages.camera.train.batch_size=1", "stages.camera.train.optimizer=adamw")),
         ("dmd", ("stages.dmd.options.critic_updates=1", "stages.dmd.train.batch_size=1")),

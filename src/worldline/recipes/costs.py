@@ -6,7 +6,7 @@ activations and RoPE are left out. Tracing runs the real forward on fake tensors
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -83,9 +83,10 @@ class Kept:
     working: float = 0.0  # a sample: gradients under way in the block that backward is in
 
     def __add__(self, other: Kept) -> Kept:
-        """Both at once; their backwards come one after the other."""
-        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        return Kept(**{**sums, "working": max(self.working, other.working)})
+        """Both at once, of one network: casts are made once, and backwards come one after the other."""
+        outside, block = self.outside + other.outside, self.block + other.block
+        fixed, fixed_block = max(self.fixed, other.fixed), max(self.fixed_block, other.fixed_block)
+        return Kept(fixed, fixed_block, outside, block, max(self.working, other.working))
 
     def free(self, residual: float) -> float:
         """Bytes a sample of a pass that keeps nothing; residual: of a block's input."""

@@ -78,6 +78,26 @@ def test_sticks_walk_and_turn_in_proportion_beyond_their_dead_zone():
     assert s.latch(4).move[0, 2] == 1.0
 
 
+def test_rows_that_are_made_again_take_newer_input_and_turn_no_further():
+    s = state()
+    s.update(Input(1, ("KeyW",), (20, 0)))  # 2 degrees
+    first = s.latch(4)
+    assert first.look[:, 0].tolist() == [0.5] * 4
+    assert not s.fresh
+    s.update(Input(2, ("KeyW",)))
+    assert not s.fresh  # nothing changed
+    s.update(Input(3, ("KeyS",)))
+    assert s.fresh
+    again = s.latch_again(3)
+    assert again.move[:, 2].tolist() == [-1] * 3
+    # One frame turned by half a degree before; the other one and a half come in what is left.
+    assert again.look[:, 0].sum() == pytest.approx(1.5)
+    s.update(Input(4, ("KeyS",), (10, 0)))
+    last = s.latch_again(1)
+    assert 0.5 + again.look[:2, 0].sum() + last.look[:, 0].sum() == pytest.approx(3.0)
+    assert not s.latch(4).look.any()
+
+
 def test_late_and_unknown_messages_do_no_harm():
     s = state()
     s.update(Input(5, ("KeyW",)))

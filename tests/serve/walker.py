@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
 from contextlib import contextmanager
@@ -10,16 +11,17 @@ from contextlib import contextmanager
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from worldline.serve.protocol import HEADER, Frame
+from worldline.serve.protocol import Frame
 
-WAIT = 15.0  # seconds for anything that has to come
+WAIT = 60.0  # seconds for anything that has to come: busy machines are slow
 
 
 class Walker:
     """One connection. Text messages met on the way are kept in `said`."""
 
     def __init__(self, socket) -> None:
-        self.socket, self.said, self.frames = socket, [], 0
+        self.socket, self.said = socket, []
+        self.got: list[Frame] = []  # every frame
         self.seq = self.ids = 0
 
     def say(self, kind: str, **fields) -> None:
@@ -49,7 +51,7 @@ class Walker:
                 continue
             frame, server_ms = Frame.unpack(payload)
             assert server_ms > 0
-            self.frames += 1
+            self.got.append(frame)
             if ack:
                 self.ack(frame)
             return frame
@@ -66,11 +68,19 @@ class Walker:
             payload = self.socket.recv(timeout=max(0.0, deadline - time.monotonic()))
             if isinstance(payload, str):
                 self.said.append(json.loads(payload))
-            elif ack:
-                self.ack(Frame.unpack(payload)[0])
+            else:
+                self.got.append(Frame.unpack(payload)[0])
+                if ack:
+                    self.ack(self.got[-1])
 
     def scene(self, generation: int) -> dict:
         return self.text(lambda m: m["type"] == "scene" and m["generation"] == generation)
+
+    def sync(self) -> None:
+        """Wait until the server has read what was said."""
+        self.ids += 1
+        self.say("ping", t=self.ids)
+        self.text(lambda m: m["type"] == "pong" and m["t"] == self.ids)
 
     def live(self) -> dict:
         return self.text(lambda m: m["type"] == "state" and m["state"] == "live")
@@ -91,7 +101,7 @@ class Walker:
 @contextmanager
 def walker(address: str, hello: dict | None = None, leave: bool = True, **options):
     """A connection that has said hello, and says goodbye so that the next one need not wait for the seat."""
-    with connect(f"ws://{address}/ws", max_size=None, compression=None, **options) as socket:
+    with connect(f"ws://{address}/ws", max_size=None, compression=None, open_timeout=WAIT, **options) as socket:
         w = Walker(socket)
         w.say("hello", **({"version": 2, "codecs": ["jpeg"]} | (hello or {})))
         yield w
@@ -100,6 +110,18 @@ def walker(address: str, hello: dict | None = None, leave: bool = True, **option
                 w.say("leave")
 
 
-def size_of(frame: Frame) -> int:
-    """Bytes on the wire."""
-    return HEADER.size + len(frame.picture)
+def without_gap(frames: list[Frame]) -> bool:
+    """Whether every frame follows the one before, but for those that the server says it skipped (a busy machine)."""
+    return all(b.frame == a.frame + 1 + b.skipped for a, b in itertools.pairwise(frames))
+
+
+def pictures(frames: list[Frame]) -> dict[int, bytes]:
+    """By frame number."""
+    return {f.frame: f.picture for f in frames}
+
+
+def agree(a: dict[int, bytes], b: dict[int, bytes]) -> int:
+    """How many frames both have; all of them have to be the same."""
+    common = a.keys() & b.keys()
+    assert all(a[i] == b[i] for i in common), sorted(i for i in common if a[i] != b[i])
+    return len(common)

@@ -17,7 +17,8 @@ class Connection:
     """`send` waits for room, `post` does not; neither raises, as a client may be gone at any time."""
 
     def __init__(self, ws: WebSocket) -> None:
-        self.ws, self.greeted = ws, False
+        self.ws = ws
+        self.greeted = self.scened = False  # whether it has had its hello, and a scene
         self.bad = self.throttled = 0
         self.code: int | None = None  # why the server ends it
         self.reason = ""

@@ -12,6 +12,7 @@ import numpy as np
 from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.routing import Match
 
 from worldline.schema import WorldlineError
 from worldline.serve import shapes
@@ -38,16 +39,25 @@ class Refused(HTTPException):
         self.body = {"error": {"code": code, "message": message, "retry": retry, "retry_after_s": after}}
 
 
-async def refused(_: Request, error: Exception) -> Response:
+async def refused(request: Request, error: Exception) -> Response:
     """How every refusal is sent."""
     if isinstance(error, Refused):
         return JSONResponse(error.body, error.status_code, error.headers)
     if isinstance(error, StarletteHTTPException):
         fault = shapes.Fault(code="request", message=str(error.detail), retry="fix")
-        return JSONResponse({"error": fault.model_dump()}, error.status_code, getattr(error, "headers", None))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # starlette names the methods of one route; a path may have several
+            headers["Allow"] = ", ".join(sorted(_methods(request)))
+        return JSONResponse({"error": fault.model_dump()}, error.status_code, headers)
     first = error.errors()[0] if hasattr(error, "errors") else {"loc": (), "msg": "not valid"}
     said = f"{'.'.join(str(x) for x in first['loc'])}: {first['msg']}"
     return JSONResponse({"error": shapes.Fault(code="request", message=said, retry="fix").model_dump()}, 422)
+
+
+def _methods(request: Request) -> set[str]:
+    """What may be asked of a path."""
+    found = (r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in found for method in getattr(route, "methods", None) or ()}
 
 
 def routes(lobby: Lobby, codec: Executor) -> APIRouter:

@@ -43,6 +43,8 @@ class InputState:
         self._tapped: set[str] = set()
         self._axes = (0.0, 0.0, 0.0, 0.0)
         self._mouse = 0.0  # degrees not yet turned
+        self._turned = 0.0  # degrees a frame by the mouse, in what was latched last
+        self.fresh = False  # whether anything changed since then
 
     @property
     def active(self) -> bool:
@@ -53,6 +55,7 @@ class InputState:
         """Take a message; one that was overtaken by a later one is dropped."""
         if message.seq < self.seq:
             return
+        before = (self._held, self._axes)
         self.seq = message.seq
         self.unknown += sum(k not in CODES for k in message.keys)
         self._held = frozenset(CODES[k] for k in message.keys if k in CODES)
@@ -60,26 +63,36 @@ class InputState:
         left, right = _outside(*message.axes[:2]), _outside(*message.axes[2:])
         self._axes = (*left, *right)
         self._mouse += message.mouse[0] * DEGREES_PER_PIXEL
+        self.fresh |= before != (self._held, self._axes) or message.mouse[0] != 0
 
     def latch(self, frames: int) -> Controls:
         """What acts on the next `frames` pixel frames."""
         keys = self._held | self._tapped
         self._tapped.clear()
+        self.fresh = False
         right, up, forward, turn, _ = signs_of_keys(keys)
         left_x, left_y, right_x, _ = self._axes
         move = np.clip((right + left_x, up, forward - left_y), -1.0, 1.0)
-        asked = self.turn * turn + self.max_turn * right_x + self._mouse / frames
+        held = self.turn * turn + self.max_turn * right_x
+        asked = held + self._mouse / frames
         yaw = float(np.clip(asked, -self.max_turn, self.max_turn))
+        self._turned = yaw - float(np.clip(held, -self.max_turn, self.max_turn))
         # A flick turns on for one chunk more at most: a view that keeps turning feels broken.
         most, rest = self.max_turn * frames, (asked - yaw) * frames
         self._mouse = float(np.clip(rest, -most, most)) if self._mouse else 0.0
         names = tuple(n for n in NAMES if n in keys)
         return Controls(np.tile(move, (frames, 1)), np.tile((yaw, 0.0, 0.0), (frames, 1)), (names,) * frames)
 
+    def latch_again(self, frames: int) -> Controls:
+        """What acts on the last `frames` of the rows latched before, which are made again: the mouse's turn in them is taken
+        back first."""
+        self._mouse += self._turned * frames
+        return self.latch(frames)
+
     def clear(self) -> None:
         """Forget taps and mouse travel (a new scene); held keys stay held."""
         self._tapped.clear()
-        self._mouse = 0.0
+        self._mouse = self._turned = 0.0
 
     def release(self) -> None:
         """Let go of everything and count inputs anew (another connection)."""

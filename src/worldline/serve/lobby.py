@@ -25,6 +25,7 @@ from worldline.serve.spool import Folder, Spool
 TICK_S = 0.25
 NOTICE_S = 15.0  # before a seat is taken away
 KEEP_FILES_S = 600.0  # after a session's end
+SCENE = '{"type": "scene"'
 State = Literal["queued", "live", "ended"]
 NEXT: dict[State, tuple[State, ...]] = {"queued": ("live", "ended"), "live": ("ended",), "ended": ()}
 logger = logging.getLogger(__name__)
@@ -68,9 +69,16 @@ class Visit:
         self.state = state
 
     async def send(self, message: str | bytes) -> None:
-        """From the walk to whoever is connected."""
-        if self.connection is not None:
-            await self.connection.send(message)
+        """From the walk to whoever is connected; a frame that was on its way to the connection before is dropped."""
+        connection = self.connection
+        if connection is None:
+            return
+        if isinstance(message, bytes):
+            if not connection.scened:
+                return
+        elif message.startswith(SCENE):
+            connection.scened = True
+        await connection.send(message)
 
 
 @dataclass(eq=False)
@@ -133,6 +141,7 @@ class Lobby:
 
     async def enter(self, connection: Connection, hello: Hello) -> Visit | None:
         """A client has said hello: its earlier visit, or a new one. None where it was sent away."""
+        self.tick()  # a secret may have run out since the last one
         old = self.visits.get(hello.resume) if hello.resume is not None else None
         if old is not None:
             await self._take_over(old, connection, hello)

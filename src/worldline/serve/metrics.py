@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -25,6 +26,7 @@ class LobbyCollector(Collector):
             ("seats_ready", "Seats whose world is loaded", sum(p.seat.state.ready for p in lobby.places)),
             ("seats_taken", "Seats that a visit holds", len(lobby.live)),
             ("queue_length", "Visits that wait", len(lobby.queue)),
+            ("tasks", "Tasks of the event loop", len(asyncio.all_tasks())),
             ("connections", "Visits with a client now", sum(v.connection is not None for v in lobby.visits.values())),
         ):
             yield GaugeMetricFamily(f"worldline_{name}", help, value)

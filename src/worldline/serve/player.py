@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from worldline.schema import WorldlineError
+from worldline.schema import Controls, WorldlineError
 from worldline.serve import protocol
 from worldline.serve.inputs import Applied, InputState, applied
 from worldline.serve.pictures import Encoder, codecs_for, encoder_of
@@ -141,6 +141,8 @@ class Player:
                 self._away = True
                 self._stand()
             case Attach():
+                self._away = True  # until the new client knows where the walk stands
+                self._stand()
                 self._commands.appendleft(message)
             case Pause(on=True):
                 self._paused = True  # at once; the answer comes in its turn
@@ -239,12 +241,49 @@ class Player:
             frame = 1 + (chunk - 1) * self._frames + i
             first = protocol.FIRST_OF_CHUNK if i == 0 else 0
             self._put(_Waiting(due, ready, frame, chunk, flags | first, pixels[i], act, ms))
+        if script is None and not self._stepping:
+            pixels = await self._revise(frame - self._frames + 1, controls, pixels)
         if self._recorder is not None and (why := self._recorder.put(pixels)):
             await self._stop_recording(why)
         if script is not None and script is self._script and not script.chunks:
             await self._end_script(completed=True)
+        begin = time.perf_counter()
         await self._in_world(self._walk.commit)
+        self._pacer.committed(time.perf_counter() - begin)
         return True
+
+    async def _revise(self, first: int, controls: Controls, pixels: np.ndarray) -> np.ndarray:
+        """While frames of the chunk are not yet due, newer input still reaches them. first: the number of its first frame.
+        Returns the frames as they are shown in the end."""
+        while not (self._commands or self._script or self._standing):
+            now = time.perf_counter()
+            chance = self._pacer.revise_at(now)
+            if chance is None:
+                break
+            k, when = chance
+            self._changed.clear()
+            await _wait(self._changed, when - now)
+            if time.perf_counter() < when or not self._inputs.fresh:
+                continue
+            begin = time.perf_counter()
+            controls = Controls.concat([controls[:k], self._inputs.latch_again(self._frames - k)])
+            act = applied(controls[k:], self._inputs.seq)
+            try:
+                made = await self._in_world(self._walk.revise, controls)
+            except (WorldlineError, RuntimeError, MemoryError) as error:
+                logger.warning("a chunk could not be made again: %s", error)
+                break
+            ready = time.perf_counter()
+            self._pacer.revised(ready - begin)
+            pixels = np.concatenate([pixels[:k], made[k:]])
+            again = {"ready": ready, "applied": act, "compute_ms": 1e3 * (ready - begin)}
+            self._queue = deque(
+                _Waiting(**(vars(w) | again | {"pixels": made[w.frame - first]}))
+                if w.frame >= first + k and not w.flags & protocol.STILL
+                else w
+                for w in self._queue
+            )
+        return pixels
 
     async def _halt(self, error: Exception) -> None:
         """The same chunk would fail again: stand until the walk is moved elsewhere."""
@@ -320,6 +359,7 @@ class Player:
         """Walk so many chunks while paused; a waiting command or a lost client ends it early."""
         if not self._paused:
             raise WorldlineError("step while the world runs; pause first")
+        chunks -= any(not w.flags & protocol.STILL for w in self._queue)  # what the pause held back is a step
         self._stepping = True
         self._stand()
         try:

@@ -175,6 +175,10 @@ class Walk:
             self.session.set_prompt(prompt.text, prompt.mode, prompt.chunks)
         return self.session.step(controls)
 
+    def revise(self, controls: Controls) -> np.ndarray:
+        """The chunk that was made last, under other controls."""
+        return self.session.revise(controls)
+
     def commit(self) -> None:
         """Write the chunk into the past, after its frames went out."""
         self.session.commit()

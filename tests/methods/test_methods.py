@@ -11,6 +11,7 @@ from worldline.methods.consistency import ConsistencyConfig
 from worldline.methods.diffusion_forcing import DiffusionForcingConfig
 from worldline.methods.dmd import DMDConfig
 from worldline.methods.finetune import FinetuneConfig
+from worldline.methods.noise import drawn_index, table_levels
 from worldline.methods.ode import ODEConfig, OdeTrajectories, generate_trajectories
 from worldline.methods.teacher_forcing import TeacherForcingConfig
 from worldline.rollout.plan import RolloutPlan
@@ -119,3 +120,14 @@ def test_trajectories_are_kept_and_resumed(tiny_wan, clips, empty, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == stamps
     with pytest.raises(WorldlineError, match="multiple"):
         ODEConfig(euler_steps=6)
+
+
+def test_levels_are_drawn_as_published():
+    """research/minwm 13: HunyuanVideo's logit-normal levels under shift 3."""
+    index = drawn_index((1_000_000,), "logit_normal", torch.Generator().manual_seed(0))
+    sigma = table_levels(index, 3.0).double()
+    assert sigma.mean().item() == pytest.approx(0.7134, abs=2e-3)
+    found = sigma.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64))
+    torch.testing.assert_close(found, torch.tensor([0.366, 0.75, 0.940], dtype=torch.float64), atol=3e-3, rtol=0)
+    even = drawn_index((100_000,), "uniform", torch.Generator().manual_seed(0)).double()
+    assert even.mean().item() == pytest.approx(499.5, abs=3)

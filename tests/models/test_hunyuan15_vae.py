@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from worldline.models.hunyuan15_vae import HunyuanVAE, HunyuanVAEConfig
+from worldline.models.published_vae import convert_published, is_published
+from worldline.models.registry import load_codec
 from worldline.schema import ShapeError, WorldlineError
 
 SMALL = HunyuanVAEConfig(latent_channels=4, widths=(16, 32, 64, 64, 64))
@@ -96,6 +100,17 @@ def test_the_attention_looks_back_and_a_window_bounds_how_far(codecs):
         video, state = bounded.decode_stream(latent, state)
         parts.append(video)
     torch.testing.assert_close(torch.cat(parts, dim=1), near, atol=1e-5, rtol=1e-5)
+
+
+def test_a_diffusers_folder_is_converted(codecs, tmp_path):
+    own, reference = codecs
+    reference.save_pretrained(tmp_path / "vae")
+    assert is_published(tmp_path / "vae")
+    convert_published(tmp_path / "vae", tmp_path / "ours")
+    found = load_codec(tmp_path / "ours")
+    assert found.config == own.config
+    assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), own.state_dict().values(), strict=True))
+    assert "Tencent" in json.loads((tmp_path / "ours" / "card.json").read_text())["licence"]
 
 
 def test_full_size_has_the_published_keys():

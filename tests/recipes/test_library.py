@@ -6,6 +6,7 @@ import pytest
 
 from worldline.methods.consistency import ConsistencyConfig
 from worldline.methods.dmd import DMDConfig
+from worldline.models.registry import variant
 from worldline.models.wan_vae import WAN_VAE_VARIANTS
 from worldline.recipes.footprint import clip_of
 from worldline.recipes.load import library, load_recipe
@@ -45,6 +46,21 @@ def test_the_lines_and_their_variants_are_there():
         "wan-5b-node",
         "wan-5b-small",
     }
+
+
+HUNYUAN = [name for name in NAMES if name.startswith("hunyuan-")]
+
+
+@pytest.mark.parametrize("name", HUNYUAN)
+def test_hunyuan_recipes_take_everything_from_the_user(name, recipes):
+    recipe = recipes[name]
+    assert None not in (recipe.data.path, recipe.codec.path, recipe.base.path, recipe.text.path)
+    config = recipe.model.config()
+    assert config == variant("hunyuan-1.5", camera="branch", text_mode="decoupled"), "streams need a prompt of its own"
+    assert (clip_of(recipe).height, clip_of(recipe).width, clip_of(recipe).tokens) == (30, 52, 1560)
+    assert [s.train.steps for s in recipe.stages.values()] == [8000, 4000, 1500, 1500, 500], "minWM's"
+    check_streamable(recipe.rollout.visibility())
+    assert all((s.lora is not None) == ("-small" in name) for s in recipe.stages.values())
 
 
 @pytest.mark.parametrize("name", WAN)

@@ -72,7 +72,7 @@ def inspect(args: argparse.Namespace) -> int:
 
     from worldline.models.convert import inspect as look
     from worldline.models.convert.adapters import find_adapter
-    from worldline.models.wan_vae.published import is_published
+    from worldline.models.published_vae import is_published
 
     if (adapter := find_adapter(args.file)) is not None:
         return _inspect_adapter(adapter, args.json)
@@ -97,7 +97,7 @@ def _inspect_autoencoder(file: Path, as_json: bool) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from worldline.models.wan_vae.published import open_published
+    from worldline.models.published_vae import open_published
 
     found, console = open_published(file), Console()
     parameters = sum(info.count for info in found.infos.values())
@@ -189,7 +189,7 @@ def convert(args: argparse.Namespace) -> int:
 
     from worldline.models.convert import convert as write
     from worldline.models.convert.adapters import find_adapter
-    from worldline.models.wan_vae.published import convert_published, is_published
+    from worldline.models.published_vae import convert_published, is_published
     from worldline.schema import WorldlineError
 
     if (adapter := find_adapter(args.file)) is not None:
@@ -202,7 +202,7 @@ def convert(args: argparse.Namespace) -> int:
     if is_published(args.file) and args.to == "worldline":
         codec = convert_published(args.file, args.out, args.licence, args.origin)
         sizes = f"{codec.latent_channels} channels, {codec.spatial} x {codec.spatial} pixels a cell"
-        Console().print(f"an autoencoder of Wan's latents, {sizes} -> {args.out}", highlight=False)
+        Console().print(f"a video autoencoder, {sizes} -> {args.out}", highlight=False)
         return 0
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     console = Console()

@@ -10,7 +10,7 @@ from torch import Tensor
 from worldline.functional.flow import add_noise, velocity
 from worldline.functional.losses import flow_matching_loss
 from worldline.methods.base import Phase, Rng
-from worldline.methods.noise import frame_weights, level_weights, table_levels
+from worldline.methods.noise import Levels, drawn_index, frame_weights, level_weights, table_levels
 from worldline.models.backbone import Backbone
 from worldline.rollout.bidirectional import with_given
 from worldline.schema import LatentBatch, TextEmbedding
@@ -23,6 +23,7 @@ class FinetuneConfig:
     use_cameras: bool = True  # off for base pretraining
     shift: float = 5.0  # of the training table
     weighting: str = "gaussian"  # Wan's bell over timesteps, or "uniform"
+    levels: Levels = "uniform"  # how indices of the table are drawn; "logit_normal": HunyuanVideo
     image_prob: float = 0.7  # share of samples whose first latent is given clean (image to video)
     text_dropout: float = 0.1  # share of samples trained on the empty prompt, for guidance
 
@@ -52,7 +53,7 @@ class Finetune:
         """mean w(t) (v_hat - (eps - x0))^2 over generated frames."""
         x0, cfg = batch.latents, self.cfg
         B, T = x0.shape[:2]
-        index = torch.randint(1000, (B, 1), generator=rng.generator("level")).expand(B, T)
+        index = drawn_index((B, 1), cfg.levels, rng.generator("level")).expand(B, T)
         sigma = table_levels(index, cfg.shift).to(x0.device)
         eps = rng.randn_like(x0, "noise")
         x_t = add_noise(x0, eps, sigma)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -19,11 +21,23 @@ def level_weights(index: Tensor, shift: float, weighting: str) -> Tensor:
     return torch.ones(index.shape) if weighting == "uniform" else gaussian_time_weight(1000, shift)[index]
 
 
-def per_chunk_index(batch: int, frames: int, visibility: Visibility, rng: torch.Generator) -> Tensor:
+Levels = Literal["uniform", "logit_normal"]
+
+
+def drawn_index(shape: tuple[int, ...], levels: Levels, rng: torch.Generator) -> Tensor:
+    """Random table indices: `uniform`, or `logit_normal`, 1000 sigmoid(N(0, 1)), most often in the middle (Esser et al. 2024;
+    HunyuanVideo trains so)."""
+    if levels == "uniform":
+        return torch.randint(1000, shape, generator=rng)
+    return (1000 * torch.randn(shape, generator=rng).sigmoid()).long().clamp(max=999)
+
+
+def per_chunk_index(
+    batch: int, frames: int, visibility: Visibility, rng: torch.Generator, levels: Levels = "uniform"
+) -> Tensor:
     """Independent table index a chunk, shared by its frames: [B, T]."""
     chunk = visibility.chunk_index(frames)
-    draws = torch.randint(1000, (batch, int(chunk.max()) + 1), generator=rng)
-    return draws[:, chunk]
+    return drawn_index((batch, int(chunk.max()) + 1), levels, rng)[:, chunk]
 
 
 def frame_weights(frames: int, given: int) -> Tensor:

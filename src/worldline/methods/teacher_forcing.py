@@ -12,7 +12,7 @@ from worldline.functional.losses import flow_matching_loss
 from worldline.functional.masks import Visibility
 from worldline.methods.base import Phase, Rng
 from worldline.methods.finetune import drop_text
-from worldline.methods.noise import frame_weights, level_weights, per_chunk_index, table_levels
+from worldline.methods.noise import Levels, drawn_index, frame_weights, level_weights, per_chunk_index, table_levels
 from worldline.models.backbone import Backbone
 from worldline.rollout.teacher_forcing import teacher_forced_velocity
 from worldline.schema import LatentBatch, TextEmbedding
@@ -24,6 +24,7 @@ class TeacherForcingConfig:
 
     shift: float = 5.0
     weighting: str = "gaussian"
+    levels: Levels = "uniform"  # how indices of the table are drawn; "logit_normal": HunyuanVideo
     noise_scope: str = "per_chunk"  # or "per_sample" (HunyuanVideo line of minWM)
     context_noise: float = 0.0  # clean halves are noised to U(0, this), so that the model forgives its own past
     text_dropout: float = 0.1
@@ -48,9 +49,9 @@ class TeacherForcing:
         x0, cfg = batch.latents, self.cfg
         B, T = x0.shape[:2]
         if cfg.noise_scope == "per_chunk":
-            index = per_chunk_index(B, T, self.visibility, rng.generator("level"))
+            index = per_chunk_index(B, T, self.visibility, rng.generator("level"), cfg.levels)
         else:
-            index = torch.randint(1000, (B, 1), generator=rng.generator("level")).expand(B, T)
+            index = drawn_index((B, 1), cfg.levels, rng.generator("level")).expand(B, T)
         sigma = table_levels(index, cfg.shift).to(x0.device)
         eps = rng.randn_like(x0, "noise")
         clean, sigma_clean = x0, None

@@ -16,6 +16,7 @@ from worldline.functional.masks import Visibility
 from worldline.methods.consistency import ConsistencyConfig
 from worldline.methods.dmd import DMDConfig
 from worldline.methods.ode import ODEConfig
+from worldline.models.hunyuan15_vae import HunyuanVAEConfig
 from worldline.models.registry import BackboneConfig
 from worldline.models.wan_vae import WAN_VAE_VARIANTS
 from worldline.recipes.costs import (
@@ -115,7 +116,11 @@ def clip_of(recipe: Recipe, latents: int | None = None) -> Clip:
     """From the recipe's picture size and the codec that has the model's latent channels. latents: of a stage that trains
     on its own number. Raises WorldlineError."""
     config = recipe.model.config()
-    spatial = {v.latent_channels: v.spatial for v in WAN_VAE_VARIANTS.values()}.get(config.in_channels, 8)
+    hunyuan = HunyuanVAEConfig()
+    cells = {v.latent_channels: v.spatial for v in WAN_VAE_VARIANTS.values()} | {
+        hunyuan.latent_channels: hunyuan.spatial
+    }
+    spatial = cells.get(config.in_channels, 8)
     video = recipe.data.video or recipe.data.build
     _, ph, pw = config.patch_size
     if video.height % (spatial * ph) or video.width % (spatial * pw):

@@ -1,4 +1,5 @@
-"""Published autoencoders to a model directory of ours: Wan's as a `vae/` folder of diffusers or Wan's own file, and TAEHV's.
+"""Published autoencoders to a model directory of ours: Wan's and HunyuanVideo-1.5's as a `vae/` folder of diffusers, Wan's own
+file, and TAEHV's.
 
 Tensors are ours in all of them, and keys differ by name alone. The statistics of the latents stand in diffusers' config
 only; Wan keeps them in its code, so that a file of Wan's own must have the sizes of an autoencoder we know.
@@ -7,7 +8,7 @@ only; Wan keeps them in its code, so that a file of Wan's own must have the size
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,22 @@ import torch
 
 from worldline.models.codec import Codec
 from worldline.models.convert.errors import ConvertError, KeysError, NotACheckpointError, UnknownFamilyError, some
+from worldline.models.convert.hunyuan import LICENCE as HUNYUAN_LICENCE
 from worldline.models.convert.reading import described, open_file
 from worldline.models.convert.tensors import Source, TensorInfo
+from worldline.models.hunyuan15_vae import HunyuanVAE, HunyuanVAEConfig
 from worldline.models.registry import load_state, save_model
 from worldline.models.tiny_vae import TINY_VAE_VARIANTS, TinyVAE, TinyVAEConfig
 from worldline.models.wan_vae import WAN_VAE_VARIANTS, WanVAE, WanVAEConfig
 from worldline.models.wan_vae.names import MARK, original_name
 from worldline.schema import WorldlineError
 
-CLASS = "AutoencoderKLWan"
+Config = WanVAEConfig | TinyVAEConfig | HunyuanVAEConfig
+
+CLASSES: dict[str, Callable[[Mapping[str, Any]], Config]] = {
+    "AutoencoderKLWan": WanVAEConfig.from_diffusers,
+    "AutoencoderKLHunyuanVideo15": HunyuanVAEConfig.from_diffusers,
+}
 TINY_MARK = "decoder.3.conv.4.weight"  # of TAEHV's first memory block
 
 
@@ -33,7 +41,7 @@ class PublishedVAE:
     """An opened autoencoder."""
 
     layout: str  # whose names it has: `diffusers`, `original Wan` or `TAEHV`
-    config: WanVAEConfig | TinyVAEConfig
+    config: Config
     source: Source
     group: str
     names: Mapping[str, str]  # our name -> the name in the file, of every tensor of ours
@@ -47,13 +55,14 @@ class PublishedVAE:
     @property
     def variant(self) -> str | None:
         """The published autoencoder of this config."""
-        known: dict[str, Any] = {**WAN_VAE_VARIANTS, **TINY_VAE_VARIANTS}
+        known: dict[str, Any] = {**WAN_VAE_VARIANTS, **TINY_VAE_VARIANTS, "hunyuan15": HunyuanVAEConfig()}
         return next((name for name, config in known.items() if config == self.config), None)
 
     @property
     def title(self) -> str:
         """What kind it is."""
-        return "Wan autoencoder" if isinstance(self.config, WanVAEConfig) else "tiny autoencoder of Wan's latents"
+        named = {WanVAEConfig: "Wan autoencoder", HunyuanVAEConfig: "HunyuanVideo-1.5 autoencoder"}
+        return named.get(type(self.config), "tiny autoencoder")
 
     @property
     def faults(self) -> str:
@@ -67,7 +76,7 @@ class PublishedVAE:
 def is_published(path: Path) -> bool:
     """Whether a path is such a folder or file. False for what cannot be read."""
     if not path.is_file():
-        return _described(path).get("_class_name") == CLASS
+        return _described(path).get("_class_name") in CLASSES
     try:
         return any(MARK in infos or TINY_MARK in infos for infos in open_file(path).groups.values())
     except (ConvertError, OSError, RecursionError):
@@ -87,9 +96,8 @@ def convert_published(path: Path, out: Path, licence: str | None = None, origin:
         raise WorldlineError(f"{out} exists; choose a folder that does not, or delete it")
     found = open_published(path)
     if found.faults:
-        raise KeysError(
-            f"{path.name}: {found.faults}; these weights do not fit {_class_of(found.config)}, and nothing was written"
-        )
+        fitting = type(_hollow(found.config)).__name__
+        raise KeysError(f"{path.name}: {found.faults}; these weights do not fit {fitting}, and nothing was written")
     model = _hollow(found.config)
     weights = {ours: found.source.read(found.group, theirs).float() for ours, theirs in found.names.items()}
     load_state(model, weights, assign=True)
@@ -102,13 +110,16 @@ def convert_published(path: Path, out: Path, licence: str | None = None, origin:
 def _diffusers(folder: Path) -> PublishedVAE:
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
-        raise NotACheckpointError(f"{folder} has {len(files)} *.safetensors files; expected the one of an {CLASS}")
+        raise NotACheckpointError(f"{folder} has {len(files)} *.safetensors files; expected the one of an autoencoder")
+    said = _described(folder)
+    name = said["_class_name"]
     try:
-        config = WanVAEConfig.from_diffusers(_described(folder))
+        config = CLASSES[name](said)
     except KeyError as error:
-        raise WorldlineError(f"{folder / 'config.json'} lacks {error}; expected the config of an {CLASS}") from error
+        raise WorldlineError(f"{folder / 'config.json'} lacks {error}; expected the config of an {name}") from error
     names = {key: key for key in _hollow(config).state_dict()}
-    return PublishedVAE("diffusers", config, open_file(files[0]), "", names, described(files[0])[2])
+    licence = described(files[0])[2] or (HUNYUAN_LICENCE if isinstance(config, HunyuanVAEConfig) else None)
+    return PublishedVAE("diffusers", config, open_file(files[0]), "", names, licence)
 
 
 def _original(path: Path) -> PublishedVAE:
@@ -145,12 +156,10 @@ def _tiny(path: Path, source: Source, group: str) -> PublishedVAE:
     return PublishedVAE("TAEHV", config, source, group, names, described(path)[2])
 
 
-def _class_of(config: WanVAEConfig | TinyVAEConfig) -> str:
-    return "WanVAE" if isinstance(config, WanVAEConfig) else "TinyVAE"
-
-
-def _hollow(config: WanVAEConfig | TinyVAEConfig) -> WanVAE | TinyVAE:
+def _hollow(config: Config) -> WanVAE | TinyVAE | HunyuanVAE:
     with torch.device("meta"):
+        if isinstance(config, HunyuanVAEConfig):
+            return HunyuanVAE(config)
         return WanVAE(config) if isinstance(config, WanVAEConfig) else TinyVAE(config)
 
 

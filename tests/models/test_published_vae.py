@@ -13,11 +13,11 @@ from tests.models.test_wan_vae import SMALL
 
 from worldline.cli import main
 from worldline.models.convert.errors import CorruptFileError, KeysError, UnknownFamilyError, UnsafePickleError
+from worldline.models.published_vae import convert_published, is_published
 from worldline.models.registry import load_codec
 from worldline.models.tiny_vae import TinyVAE, TinyVAEConfig
 from worldline.models.wan_vae import WAN_VAE_VARIANTS, WanVAE, WanVAEConfig
 from worldline.models.wan_vae.names import original_name
-from worldline.models.wan_vae.published import convert_published, is_published
 from worldline.schema import WorldlineError
 
 
@@ -35,7 +35,7 @@ def published(request, tmp_path):
 def test_the_command_makes_a_codec_of_the_same_weights(published, tmp_path, capsys):
     folder, model = published
     assert main(["convert", str(folder), "--out", str(tmp_path / "codec"), "--licence", "Apache-2.0"]) == 0
-    assert "an autoencoder of Wan's latents" in capsys.readouterr().out
+    assert "a video autoencoder" in capsys.readouterr().out
     codec = load_codec(tmp_path / "codec")
     assert codec.config == model.config
     assert all(torch.equal(value, codec.state_dict()[key]) for key, value in model.state_dict().items())
@@ -115,7 +115,7 @@ def test_names_agree_with_diffusers_own_converter():
 def original(published, tmp_path, monkeypatch):
     """The same weights as Wan itself publishes them, and their model."""
     _, model = published
-    monkeypatch.setattr("worldline.models.wan_vae.published.WAN_VAE_VARIANTS", {"small": model.config})
+    monkeypatch.setattr("worldline.models.published_vae.WAN_VAE_VARIANTS", {"small": model.config})
     file = tmp_path / "Wan2.x_VAE.pth"
     torch.save({original_name(key, model.config): value for key, value in model.state_dict().items()}, file)
     return file, model
@@ -148,7 +148,7 @@ def test_a_file_that_is_not_quite_wans_is_refused(original, tmp_path, monkeypatc
     with pytest.raises(WorldlineError, match=r"weights do not fit WanVAE: .*quant_conv.bias \(3,\)"):
         convert_published(file, out)
     torch.save(sound, file)
-    monkeypatch.setattr("worldline.models.wan_vae.published.WAN_VAE_VARIANTS", WAN_VAE_VARIANTS)
+    monkeypatch.setattr("worldline.models.published_vae.WAN_VAE_VARIANTS", WAN_VAE_VARIANTS)
     with pytest.raises(UnknownFamilyError, match=r"expected \[\(384, 16\), \(1024, 48\)\]"):
         convert_published(file, out)
     assert not out.exists()
@@ -172,10 +172,10 @@ def test_a_tiny_autoencoder_converts_too(tmp_path, monkeypatch, capsys):
     model = randomise(
         TinyVAE(TinyVAEConfig(latent_channels=4, encoder_width=8, decoder_widths=(16, 8, 8, 8), blocks=1))
     )
-    monkeypatch.setattr("worldline.models.wan_vae.published.TINY_VAE_VARIANTS", {"small": model.config})
+    monkeypatch.setattr("worldline.models.published_vae.TINY_VAE_VARIANTS", {"small": model.config})
     torch.save(model.state_dict(), tmp_path / "taew.pth")
     assert main(["inspect-checkpoint", str(tmp_path / "taew.pth")]) == 0
-    assert "tiny autoencoder of Wan's latents" in capsys.readouterr().out
+    assert "tiny autoencoder" in capsys.readouterr().out
     assert main(["convert", str(tmp_path / "taew.pth"), "--out", str(tmp_path / "codec")]) == 0
     codec = load_codec(tmp_path / "codec")
     assert codec.config == model.config

@@ -56,15 +56,18 @@ def peak(command: list[str]) -> int:
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measure(recipe: str, steps: int, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def measure(recipe: str, steps: int, folder: Path, known: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Planned and measured bytes of every stage, as they are measured."""
     overrides = shortened(recipe, steps)
     plan: RecipePlan = plan_recipe(load_recipe(recipe, overrides), this_device(1))
     words = [word for override in overrides for word in ("--set", override)]
     run = [sys.executable, "-m", "worldline.cli", "run", recipe, "--run-dir", str(folder), *words]
     for stage in plan.stages:
-        peak([*run, "--until", "data" if stage.name == "codec" else "encode"])
-        measured = peak([*run, "--until", stage.name])
+        if stage.name in known:
+            measured = known[stage.name]["measured_mib"] * 2**20
+        else:
+            peak([*run, "--until", "data" if stage.name == "codec" else "encode"])
+            measured = peak([*run, "--until", stage.name])
         parts = {kind: round(amount / 2**20, 1) for kind, amount in stage.memory.items() if amount}
         row = {"phase": stage.phase, "planned_mib": round(stage.peak / 2**20), "measured_mib": round(measured / 2**20)}
         yield stage.name, {**row, "error": round(stage.peak / measured - 1, 4), "parts_mib": parts}
@@ -76,13 +79,17 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=LINES)
     parser.add_argument("--steps", type=int, default=LOOKS + 2)
     parser.add_argument("--json", type=Path, help="where to write (default: benchmarks/results/DATE-plan-memory.json)")
+    parser.add_argument(
+        "--again", type=Path, metavar="F", help="an earlier result, whose stages are planned again only"
+    )
     args = parser.parse_args()
+    known = json.loads(args.again.read_text())["recipes"] if args.again else {}
     results: dict[str, Any] = {**provenance(), "steps": args.steps, "recipes": {}}
     out = args.json or Path(__file__).parent / "results" / f"{results['date']}-plan-memory.json"
     console = Console(width=100, highlight=False)
     with tempfile.TemporaryDirectory() as folder:
         for recipe in args.recipes:
-            for name, row in measure(recipe, args.steps, Path(folder) / recipe):
+            for name, row in measure(recipe, args.steps, Path(folder) / recipe, known.get(recipe, {})):
                 results["recipes"].setdefault(recipe, {})[name] = row
                 out.write_text(json.dumps(results, indent=1) + "\n")
                 planned, measured = row["planned_mib"], row["measured_mib"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,7 +87,7 @@ def _field_error(model: NanoVAE, z: Tensor, batch: PixelBatch, *, learns_feature
 
 
 @torch.no_grad()
-def latent_statistics(model: NanoVAE, videos: list[Tensor]) -> tuple[Tensor, Tensor]:
+def latent_statistics(model: NanoVAE, videos: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Per-channel mean and std [C] of the raw latents of some videos [B, F, 3, h, w]."""
     z = torch.cat([model.encode_raw(v).float().transpose(0, 2).flatten(1) for v in videos], dim=1)  # [C, N]
     return z.mean(dim=1), z.std(dim=1)

@@ -91,6 +91,6 @@ def _normalise(windows: PixelWindows, directory: Path) -> None:
     if not isinstance(trained, NanoVAE):
         raise TypeError(f"{directory} holds a {type(trained).__name__}")
     some = torch.linspace(0, len(windows.pixels) - 1, min(STATISTICS_CLIPS, len(windows.pixels))).long()
-    mean, std = latent_statistics(trained, [to_video(windows.pixels[i][None]).to(device()) for i in some.tolist()])
+    mean, std = latent_statistics(trained, (to_video(windows.pixels[i][None]).to(device()) for i in some.tolist()))
     trained.load_state_dict({**trained.state_dict(), "latent_mean": mean, "latent_std": std})
     save_model(trained.cpu(), directory / "model")

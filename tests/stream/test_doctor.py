@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from dataclasses import replace
 
 import pytest
 import torch
 
+from worldline.cli import main
 from worldline.models.wan import WanConfig
 from worldline.stream import doctor
 from worldline.stream.doctor import examine
@@ -97,3 +99,16 @@ def test_a_prediction_follows_its_formula(sizes):
 def test_an_overhead_is_measured():
     found = measure_overhead(CPU, "float32")
     assert found.call + found.layer > 0
+
+
+def test_the_command_writes_what_it_says_and_leaves_with_1_where_a_check_fails(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "doctor.json"
+    assert main(["doctor", "--quick", "--device", "cpu", "--port", "0", "--json", str(out)]) == 0
+    data = json.loads(out.read_text())
+    assert data["failed"] == 0
+    assert data["predictions"] == []
+    printed = capsys.readouterr().out
+    assert all(check["name"] in printed for check in data["checks"])
+    monkeypatch.setattr(doctor, "_jpeg", lambda: doctor.Check("JPEG", "FAIL", "grey", "buy colour"))
+    assert main(["doctor", "--quick", "--device", "cpu"]) == 1
+    assert "-> buy colour" in capsys.readouterr().out

@@ -159,10 +159,10 @@ def _response(scores: Sequence[Score], rows: Rows, axis: str, group: int) -> Res
     return Response(found.lag, gain, found.corr, found.frozen, positive, negative, found.idle)
 
 
-def _lag(axis: str) -> Callable[[Sequence[Score], Rows], float]:
+def _lag(axis: str, group: int = 1) -> Callable[[Sequence[Score], Rows], float]:
     def lag(scores: Sequence[Score], rows: Rows) -> float:
-        found = response(scores, rows, axis)
-        return float(found.lag) if abs(found.corr) >= RELATED and not found.frozen else float("nan")
+        found = response(scores, rows, axis, group)
+        return float(found.lag * group) if abs(found.corr) >= RELATED and not found.frozen else float("nan")
 
     return lag
 
@@ -350,7 +350,7 @@ FIGURES: list[Figure] = [
     Figure("yaw_cross_talk", "%/deg", "zero", "growth of the view for a degree of turning on the spot, beyond the replay's",
            2, YAW, pooled=_pushes, needs=R),
     Figure("yaw_gain_late", "", "one", "gain of the second half of S2 over that of the first", 2, YAW, pooled=_late_gain),
-    Figure("forward_lag", "frames", "zero", "as yaw_lag, of walking", 0, WALK, pooled=_lag("forward"), needs=R),
+    Figure("forward_lag", "frames", "zero", "as yaw_lag, of walking, in whole groups of four frames", 0, WALK, pooled=_lag("forward", GROUP), needs=R),
     Figure("forward_gain", "", "one", "growth of the view by walking over the replay's, rates in groups of four frames", 2, WALK,
            pooled=_of_response("forward", "gain", GROUP), needs=R),
     Figure("forward_corr", "", "higher", "correlation of walking shown and the replay's", 2, WALK,

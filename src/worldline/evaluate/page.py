@@ -392,10 +392,10 @@ def _figures(results: Mapping[str, Any]) -> str:
     rows = []
     for f in FIGURES:
         found = results["figures"]["model"][f.name]
-        value = told(found, f.digits) if found["status"] == "ok" else f"<small>{escape(found['reason'])}</small>"
+        why = f"<br>Skipped: {escape(found['reason'])}." if found["status"] != "ok" else ""
         rows.append(
-            f"<tr><th>{f.name}</th><td>{value}</td><td>{escape(f.unit)}</td><td>{f.better}</td><td>{found['n'] or ''}</td>"
-            f"<td class='about'>{escape(f.about)}</td></tr>"
+            f"<tr><th>{f.name}</th><td>{told(found, f.digits)}</td><td>{escape(f.unit)}</td><td>{f.better}</td>"
+            f"<td>{found['n'] or ''}</td><td class='about'>{escape(f.about)}{why}</td></tr>"
         )
     return (
         "<h2>Every figure</h2><div class='table'><table><thead><tr><th></th><th>model</th><th>unit</th><th>better</th>"

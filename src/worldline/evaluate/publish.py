@@ -33,9 +33,10 @@ def publish(
 
 def table(results: Mapping[str, Any]) -> Table:
     """Figures as rows, models as columns: fits a terminal."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    made = Table("figure", *(results["rows"][r] if r == "model" else r for r in results["figures"]))
+    heads = (results["rows"][r] if r == "model" else r for r in results["figures"])
+    made = Table(Column("figure", no_wrap=True), *heads)
     units = results["units"]
     for name in columns(results):
         label = f"{name} [{units[name]['unit']}]" if units[name]["unit"] else name

@@ -94,7 +94,7 @@ class Server:
             "failures": m.get("failures", 0.0), "worker_deaths": m.get("ended_worker", 0.0),
         }  # fmt: skip
 
-    def settle(self, want: Callable[[dict[str, float]], bool], seconds: float = 30.0) -> dict[str, float]:
+    def settle(self, want: Callable[[dict[str, float]], bool], seconds: float = 120.0) -> dict[str, float]:
         """The state once it is as wanted, or after so long."""
         deadline = time.monotonic() + seconds
         while not want(now := self.state()) and time.monotonic() < deadline:

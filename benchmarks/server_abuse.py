@@ -21,6 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from worldline.serve.protocol import CODECS, NAMES_OF, STILL, Frame
 
+WAIT_S = 300.0  # for anything that has to come; a busy machine is no fault of the server
 CHUNK_MS = 250.0  # four frames at 16 a second
 KINDS = [*NAMES_OF.values(), "attach", "detach", "frame", ""]
 NUMBERS = [
@@ -55,14 +56,15 @@ class Target:
     def socket(self, **options: Any) -> connect:
         """A WebSocket that may come in."""
         return connect(
-            f"ws://{self.address}/ws", max_size=None, compression=None, additional_headers=self.headers, **options
-        )
+            f"ws://{self.address}/ws", max_size=None, compression=None, additional_headers=self.headers,
+            ping_interval=None, open_timeout=WAIT_S, **options,
+        )  # fmt: skip
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, str]:
         """(status, body); refusals are no exceptions."""
         request = urllib.request.Request(f"http://{self.address}{path}", headers=self.headers | headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
                 return answer.status, answer.read().decode("utf-8", "replace")
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode("utf-8", "replace")
@@ -95,7 +97,7 @@ class Player:
         self.seq += 1
         await self.say("input", seq=self.mark + self.seq, keys=list(keys))
 
-    async def take(self, timeout: float = 20.0) -> Frame | dict[str, Any]:
+    async def take(self, timeout: float = WAIT_S) -> Frame | dict[str, Any]:
         """The next message; a frame is checked and acknowledged."""
         payload = await asyncio.wait_for(self.ws.recv(), timeout)
         if isinstance(payload, str):
@@ -116,7 +118,7 @@ class Player:
         await self.say("ack", generation=frame.generation, frame=frame.frame)
         return frame
 
-    async def until(self, kind: str, timeout: float = 30.0, **fields: Any) -> dict[str, Any]:
+    async def until(self, kind: str, timeout: float = WAIT_S, **fields: Any) -> dict[str, Any]:
         """Play on until this message comes."""
         async with asyncio.timeout(timeout):
             while True:
@@ -200,7 +202,7 @@ async def fuzz(target: Target, messages: int, seed: int, parallel: int = 4) -> C
         while found["messages"] < messages:
             found["connections"] += 1
             try:
-                async with target.socket(open_timeout=30) as ws:
+                async with target.socket() as ws:
                     if choose.random() < 0.9:
                         await ws.send(json.dumps({"type": "hello", "version": 2, "codecs": ["h264", "jpeg"]}))
                     reading = asyncio.create_task(_tally(ws, found))
@@ -289,7 +291,7 @@ async def strangers(target: Target, attempts: int, seed: int = 0) -> Counter[str
         if way != "other site" and choose.random() < 0.5:
             request = urllib.request.Request(f"http://{target.address}{choose.choice(paths)}", headers=headers)
             try:
-                answer = await asyncio.to_thread(urllib.request.urlopen, request, timeout=30)
+                answer = await asyncio.to_thread(urllib.request.urlopen, request, timeout=WAIT_S)
                 status = answer.status
             except urllib.error.HTTPError as error:
                 status = error.code
@@ -347,7 +349,7 @@ async def slow(target: Target, seconds: float, period: float, mark: int) -> dict
         await player.until("scene")
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            payload = await asyncio.wait_for(player.ws.recv(), 30)
+            payload = await asyncio.wait_for(player.ws.recv(), WAIT_S)
             if isinstance(payload, str):
                 continue
             frame, server_ms = Frame.unpack(payload)

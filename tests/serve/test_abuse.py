@@ -55,7 +55,7 @@ def test_malformed_messages(target):
 def test_absurd_controls(target):
     target, _ = target
     seen = asyncio.run(abuse.absurd_controls(target, controls(40), mark=0))
-    assert seen["frames"] >= 5
+    assert seen["frames"] >= 4  # one after every tenth
     wrong = ("beyond limits", "of another generation", "out of order")
     assert {k: seen[k] for k in wrong if seen[k]} == {}
 
@@ -66,7 +66,8 @@ def test_strangers(target):
     assert sum(found.values()) == 60
     assert not [kind for kind in found if "let in" in kind or "HTTP 200" in kind], found
     refused = sum(lobby.counters[k] for k in ("unauthorised", "foreign_origin", "foreign_host"))
-    assert refused == 60
+    doubled = sum(n for kind, n in found.items() if kind.endswith("400"))  # two Host headers do not get as far as to us
+    assert refused + doubled == 60
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])

@@ -55,7 +55,7 @@ def serve_world(world: Path, *, port: int, browser: bool, quantise: Scheme | Non
     from worldline.stream.engine import Engine
 
     def ready(url: str) -> None:
-        Console().print(f"{world} is at [bold]{url}[/] (Ctrl-C stops it)", highlight=False)
+        Console().print(f"{world} is at [bold]{url}[/] (Ctrl-C stops it)", highlight=False, soft_wrap=True)
 
     serve(partial(Engine.load, world, quantise=quantise), port=port, open_browser=browser, on_ready=ready)
     return 0

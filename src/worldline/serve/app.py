@@ -264,6 +264,8 @@ def serve(
             import webbrowser
 
             webbrowser.open(url)
+        # uvicorn logs every WebSocket that was answered by a refusal as an application's fault: strangers could fill a disk.
+        logging.getLogger("uvicorn.error").addFilter(lambda r: "without completing handshake" not in r.getMessage())
         Server(config).run(sockets=[listener])
     finally:
         listener.close()

@@ -59,7 +59,7 @@ class InputState:
         self.seq = message.seq
         self.unknown += sum(k not in CODES for k in message.keys)
         self._held = frozenset(CODES[k] for k in message.keys if k in CODES)
-        self._tapped |= self._held
+        self._tapped |= self._held - before[0]  # pressed since; what was held then has had its chunk
         left, right = _outside(*message.axes[:2]), _outside(*message.axes[2:])
         self._axes = (*left, *right)
         self._mouse += message.mouse[0] * DEGREES_PER_PIXEL

@@ -31,6 +31,18 @@ def png(width: int, height: int) -> bytes:
     return out.getvalue()
 
 
+def stand(page) -> int:
+    """Pause, and wait until no picture comes any more; the chunk it stands at."""
+    page.keyboard.press("p")
+    wait_for(page, lambda: any(m["type"] == "done" and m["of"] == "pause" for m in page.wire.heard))
+    seen = -1
+    while seen != len(page.wire.frames):
+        seen = len(page.wire.frames)
+        page.wait_for_timeout(500)
+    until(page, state("paused"))
+    return page.wire.frames[-1].chunk
+
+
 def test_walking(page):
     assert "walk" in page.locator("#hint").inner_text()
     page.keyboard.down("w")
@@ -66,12 +78,7 @@ def test_mouse_look(page):
 
 def test_pause_step_and_rewind(page):
     until(page, chunk_over(3))
-    page.keyboard.press("p")
-    until(page, state("paused"))
-    page.wait_for_timeout(300)
-    seen, chunk = len(page.wire.frames), page.wire.frames[-1].chunk
-    page.wait_for_timeout(500)
-    assert len(page.wire.frames) == seen  # it stands
+    chunk = stand(page)
     page.keyboard.press(".")
     until(page, chunk_over(chunk))
     page.wait_for_timeout(500)
@@ -99,12 +106,11 @@ def test_pause_step_and_rewind(page):
 
 def test_branches_outlive_a_reload(page):
     until(page, chunk_over(2))
-    page.keyboard.press("p")
-    until(page, state("paused"))
+    saved = stand(page)
     page.keyboard.press("Shift+Digit1")
     until(page, "document.querySelector('.slot.full img')")
-    saved = page.wire.frames[-1].chunk
     page.keyboard.press("p")
+    page.keyboard.press("d")
     until(page, chunk_over(saved + 3))
     page.keyboard.press("1")
     kept = page.wire.scene("slot")["chunk"]

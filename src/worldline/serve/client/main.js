@@ -2,11 +2,14 @@
 import { Branches } from "./branches.js";
 import { Connection } from "./connection.js";
 import { Decoder, decodes } from "./decoder.js";
-import { $, clock, download, swapIcon } from "./dom.js";
+import { $, clock, swapIcon } from "./dom.js";
+import { Recorder, Walkfiles } from "./files.js";
 import { gamepad } from "./gamepad.js";
 import { Hud } from "./hud.js";
+import { Hint } from "./hint.js";
 import { Input } from "./input.js";
 import { caps, listen } from "./keyboard.js";
+import { lease, noLease } from "./lease.js";
 import { keep, kept, setting } from "./memory.js";
 import { complain, announce, toast } from "./notices.js";
 import { Places } from "./places.js";
@@ -22,9 +25,10 @@ import { Walks } from "./walks.js";
 
 const H264 = "avc1.42C01F"; // what is asked for before the server has named its own
 const LOCAL = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
-const WARN_S = 60; // an idle or total limit is told of this long before
 
-let world = null, live = false, failed = false, paused = kept("paused", false), recording = null, moved = kept("moved", false), canH264 = false, looking = false;
+let world = null, live = false, canH264 = false;
+let failed = false; // the world stands until a scene begins
+let paused = kept("paused", false); // by the person; a hidden page pauses the server alone
 
 // -- the server --------------------------------------------------------------------------------------------------------
 
@@ -54,11 +58,11 @@ const connection = new Connection({
 }, () => ({ codecs: preferred(), ...kept("begin", {}) }));
 
 function left() {
-  live = false;
-  record(null);
+  live = hint.live = false;
+  recorder.set(false);
   walks.ended();
-  $("lease").hidden = true;
-  $("hint").hidden = true;
+  noLease();
+  hint.show();
   document.exitPointerLock?.();
 }
 
@@ -80,6 +84,7 @@ const receivers = {
     if (start) view.foretell(start.thumbnail);
     hud.world(hello.keys);
     timeline.world(hello);
+    recorder.world(hello.fps);
     const can = new Set(hello.features);
     places.world(hello.starts, can.has("upload"));
     scene.world(hello.prompt_modes ?? [], hello.limits.prompt_chars);
@@ -98,7 +103,7 @@ const receivers = {
       document.title = `(${message.position}) ${world.world} · worldline`;
     }
     if (message.state !== "live") return;
-    live = true;
+    live = hint.live = true;
     document.title = `${world.world} · worldline`;
     input.restart();
     if (!message.resumed) {
@@ -120,7 +125,7 @@ const receivers = {
     places.mark(message.start);
     branches.hold(message.slots);
     $("new").title = `The same start; what is unseen comes out differently (N). Seed now: ${message.seed}`;
-    record(message.recording ? recording ?? { frames: 0 } : null);
+    recorder.set(message.recording);
     offerUndo(message);
     if (!message.playing) walks.ended();
     if (message.paused && !paused) connection.ask("pause", { on: document.hidden }).catch(complain);
@@ -132,23 +137,8 @@ const receivers = {
     if (completed) toast("The walk is done. The world is yours again.", { stays: 2500 });
   },
 
-  lease({ left_s: left_s, reason }) {
-    clearInterval(receivers.lease.timer);
-    $("lease").hidden = left_s === null || (left_s > WARN_S && reason !== "waiting");
-    if ($("lease").hidden) return;
-    const why = { waiting: "Others are waiting", idle: "Are you still there?", total: "Time is nearly up" }[reason] ?? "";
-    const end = performance.now() + 1000 * left_s;
-    const tick = () => { $("lease").textContent = `${why} · ${clock(Math.max(0, (end - performance.now()) / 1000))}`; };
-    tick();
-    announce($("lease").textContent);
-    receivers.lease.timer = setInterval(tick, 500);
-  },
-
-  recording({ on, file, reason }) {
-    if (on) return;
-    record(null);
-    offer(file, `The recording stopped (${reason}).`);
-  },
+  lease,
+  recording: (message) => recorder.stopped(message),
 
   error(error) {
     if (error.retry === "reset") {
@@ -175,12 +165,12 @@ const view = new View((frame, now) => {
   hud.shown(frame, now);
   timeline.stand(frame.chunk, frame.index);
   if (frame.flags & (FLAG.first | FLAG.still)) timeline.keep(frame.chunk);
-  if (recording && frame.flags & FLAG.recording) $("rec-time").textContent = clock(++recording.frames / world.fps);
+  if (frame.flags & FLAG.recording) recorder.count();
   const state = paused ? "paused" : "playing";
   if (failed) return; // a frame from before the failure
   if (document.body.dataset.state !== state) {
     veil.show(state);
-    hint();
+    hint.show();
   }
 });
 const decoder = new Decoder((frame, picture) => view.offer(frame, picture), () => {
@@ -190,12 +180,8 @@ const decoder = new Decoder((frame, picture) => view.offer(frame, picture), () =
 
 // -- the person --------------------------------------------------------------------------------------------------------
 
-const input = new Input((type, fields) => { if (live) connection.say(type, fields); }, () => {
-  if (moved || !live) return;
-  moved = true;
-  keep("moved", true);
-  hint();
-});
+const hint = new Hint();
+const input = new Input((type, fields) => { if (live) connection.say(type, fields); }, () => hint.moved());
 const hud = new Hud(input, () => connection.rtt);
 const timeline = new Timeline((chunk) => ask("rewind", { chunk }), (width) => view.copy(width));
 const branches = new Branches({
@@ -212,11 +198,11 @@ const scene = new Scene(async (text, mode) => {
   if (done) announce("The scene has changed");
   return done?.text;
 });
+const recorder = new Recorder(ask);
+const files = new Walkfiles(ask, (blob) => connection.upload("session", blob));
 const walks = new Walks(async (actions) => {
   if (paused) await pause(false);
-  const done = await ask("play", { actions });
-  hint();
-  return done;
+  return ask("play", { actions });
 });
 
 const CODES = ["KeyW", "KeyA", "KeyS", "KeyD", "KeyQ", "KeyE", "ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight"];
@@ -225,15 +211,12 @@ const codeOf = (name) => Object.entries(world?.codes ?? {}).find(([, key]) => ke
 
 async function reset(fields = {}) {
   if (paused) await pause(false);
-  moved = true;
   return ask("reset", fields);
 }
 
 const newSeed = () => reset({ seed: Math.floor(Math.random() * 2 ** 31) });
 
 async function pause(on) {
-  paused = on;
-  keep("paused", on);
   mark(on);
   if (on) input.unanswerable();
   await ask("pause", { on });
@@ -249,7 +232,8 @@ function mark(on) {
   swapIcon($("pause"), on ? "play" : "pause");
   $("step").disabled = !on;
   if (["playing", "paused"].includes(document.body.dataset.state)) veil.show(on ? "paused" : "playing");
-  hint();
+  hint.paused = on;
+  hint.show();
 }
 
 const step = () => { if (paused) ask("step", { chunks: 1 }); };
@@ -257,75 +241,21 @@ step.repeats = true;
 const back = () => timeline.back(1);
 back.repeats = true;
 
-/** What to press next, on the picture: only while it is not plain. */
-function hint() {
-  const touch = document.body.dataset.touch === "on", keys = (text) => text.replace(/\[(.+?)\]/g, "<kbd>$1</kbd>");
-  let text = "";
-  if (paused) text = touch ? "Paused" : keys("Paused · [P] goes on · [.] one step");
-  else if (looking) text = moved === "looked" ? "" : keys("Move the mouse to look · [Esc] lets go");
-  else if (!moved) text = touch ? "Left stick walks, right stick turns" : keys("[W] [A] [S] [D] walk · [←] [→] turn · click to look with the mouse");
-  $("hint").innerHTML = text;
-  $("hint").hidden = !text || !live;
-}
-
 /** What was left can be had back: the server keeps the moment before the last leap in slot 0. */
 function offerUndo({ cause, slots, frame }) {
   undo.notice?.remove();
+  undo.possible = slots.includes(0);
   const again = undo.under_way;
   undo.under_way = false;
-  if (again || !slots.includes(0)) return;
+  if (again || !undo.possible) return;
   const words = { rewind: `Back at ${clock(frame / world.fps)}.`, reset: "A new walk has begun.", slot: "Back at a branch.", load: "The walk goes on from its file." };
   if (words[cause]) undo.notice = toast(words[cause], { action: { label: "Undo", run: undo } });
 }
 
 function undo() {
+  if (!undo.possible) return;
   undo.under_way = true;
-  return ask("slot_go", { slot: 0 });
-}
-
-function record(state) {
-  recording = state;
-  const on = Boolean(state);
-  $("rec").hidden = !on;
-  for (const id of ["record", "record-2"]) $(id).setAttribute("aria-pressed", String(on));
-  $("record").setAttribute("aria-label", on ? "Stop recording" : "Record a video");
-  swapIcon($("record"), on ? "stop" : "record");
-  $("record-word").textContent = on ? "Stop" : "Record";
-  if (on) $("rec-time").textContent = clock(state.frames / (world?.fps ?? 16));
-}
-
-async function toggleRecord() {
-  if (!recording) {
-    if (await ask("record", { on: true })) record({ frames: 0 });
-    return;
-  }
-  const done = await ask("record", { on: false });
-  record(null);
-  if (done?.file) offer(done.file, "Your video is ready.");
-}
-
-/** Give a file of the server's to the person. */
-function offer(file, text) {
-  if (!file) return;
-  download(file.url, file.name);
-  toast(text, { link: { label: "Save again", url: file.url, name: file.name }, stays: 12_000 });
-}
-
-async function saveReplay() {
-  const done = await ask("save");
-  if (done?.file) offer(done.file, "Your walk is in this file. Anybody with this world can open it and go on.");
-}
-
-async function openReplay(file) {
-  if (!file) return;
-  try {
-    const id = await connection.upload("session", file);
-    const watch = $("watch").checked;
-    await connection.ask("load", { file: id, watch });
-    if (watch) toast("Watching the walk again. Any key takes over.");
-  } catch (error) {
-    complain(error);
-  }
+  ask("slot_go", { slot: 0 });
 }
 
 function fullScreen() {
@@ -335,23 +265,22 @@ function fullScreen() {
 
 // -- wires -------------------------------------------------------------------------------------------------------------
 
-const commands = {
-  p: () => pause(!paused), Space: () => pause(!paused), ".": step, Backspace: back, backspace: back, r: () => reset(), n: newSeed, u: undo, v: toggleRecord, f: fullScreen,
-  "?": () => $("help").showModal(), "/": () => $("prompt").focus(),
+const steering = {
+  p: () => pause(!paused), Space: () => pause(!paused), ".": step, backspace: back, u: undo, r: () => reset(), n: newSeed, v: () => recorder.toggle(),
 };
 for (const slot of [1, 2, 3, 4]) {
-  commands[`Digit${slot}`] = () => branches.go(slot);
-  commands[`Shift+Digit${slot}`] = () => branches.keep(slot).catch(complain);
+  steering[`Digit${slot}`] = () => branches.go(slot);
+  steering[`Shift+Digit${slot}`] = () => branches.keep(slot).catch(complain);
+}
+const commands = { f: fullScreen, "?": () => $("help").showModal(), "/": () => $("prompt").focus() };
+for (const [key, run] of Object.entries(steering)) {
+  commands[key] = Object.assign(() => { if (live) run(); }, { repeats: run.repeats }); // before the walk is on there is nothing to steer
 }
 listen(input, codes, commands);
 caps(input, codeOf);
-mouseLook(input, (on) => {
-  looking = on;
-  hint();
-  if (on) setTimeout(() => { if (looking) { moved = "looked"; hint(); } }, 4000);
-});
+mouseLook(input, (on) => hint.looking(on));
 sticks(input);
-gamepad(input, { 9: commands.p, 1: back, 3: commands.r }, (name) => toast(`${name}: the left stick walks, the right one turns.`));
+gamepad(input, { 9: commands.p, 1: commands.backspace, 3: commands.r }, (name) => toast(`${name}: the left stick walks, the right one turns.`));
 const touch = touchMode();
 settings({
   view, input, touch,
@@ -362,17 +291,11 @@ dialogs();
 $("pause").onclick = commands.p;
 $("step").onclick = step;
 $("back").onclick = back;
-$("record").onclick = $("record-2").onclick = toggleRecord;
 $("full").onclick = fullScreen;
 $("full").hidden = !document.fullscreenEnabled;
 $("reset").onclick = () => reset();
 $("new").onclick = newSeed;
 $("leave").onclick = () => connection.say("leave");
-$("replay-save").onclick = saveReplay;
-$("replay-file").onchange = (event) => {
-  openReplay(event.target.files[0]);
-  event.target.value = "";
-};
 
 // A button pressed by pointer gives the keys back to the world; one pressed by keyboard keeps the focus where it is.
 addEventListener("click", (event) => {
@@ -382,7 +305,7 @@ addEventListener("dragover", (event) => event.preventDefault());
 addEventListener("drop", (event) => {
   event.preventDefault();
   const file = event.dataTransfer.files[0];
-  if (file?.name.endsWith(".safetensors")) openReplay(file);
+  if (file?.name.endsWith(".safetensors")) files.open(file);
   else places.own(file);
 });
 document.addEventListener("visibilitychange", () => {
@@ -390,6 +313,6 @@ document.addEventListener("visibilitychange", () => {
 });
 
 canH264 = await decodes(H264);
-hint();
+hint.show();
 $("view").focus({ preventScroll: true });
 connection.open();

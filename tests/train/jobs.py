@@ -26,6 +26,7 @@ from worldline.methods.dmd import DMDConfig
 from worldline.methods.finetune import FinetuneConfig
 from worldline.methods.ode import OdeBatch, ODEConfig
 from worldline.methods.teacher_forcing import TeacherForcingConfig
+from worldline.models.hunyuan15 import HunyuanConfig, HunyuanModel
 from worldline.models.lora import AdaptedLinear, LoRARole, add_lora
 from worldline.models.wan import Block, WanConfig, WanModel
 from worldline.rollout.plan import RolloutPlan
@@ -63,6 +64,17 @@ def wan(camera: str = "fused", seed: int = 0, **changes: Any) -> WanModel:
     return model
 
 
+def hunyuan(camera: str = "fused", seed: int = 0, **changes: Any) -> HunyuanModel:
+    """Of decoupled prompts, which it makes in blocks of their own stream."""
+    sizes = dict(dim=32, ffn_dim=48, num_heads=2, num_layers=2, text_dim=8, text_lens=(6, 0, 0), rope_dims=(4, 6, 6))
+    sizes |= dict(
+        in_channels=4, out_channels=4, freq_dim=16, refiner_layers=1, refiner_ffn_dim=48, patch_size=(1, 2, 2)
+    )
+    model = HunyuanModel(HunyuanConfig(**{**sizes, "camera": camera, "text_mode": "decoupled", **changes}))
+    randomise(model, seed)
+    return model
+
+
 class Clips:
     """Random clips of 4 latents of 8 tokens, batches by counter."""
 
@@ -79,8 +91,9 @@ class Clips:
         return tuple(torch.randn(shape, generator=g) for shape in shapes)
 
 
-def method(kind: str, camera: str = "fused", heads: int = 4) -> Method:
-    nets = [wan(camera, seed, num_heads=heads) for seed in range(3)]
+def method(kind: str, camera: str = "fused", heads: int | None = None, backbone: str = "wan") -> Method:
+    sizes = {} if heads is None else {"num_heads": heads}
+    nets = [{"wan": wan, "hunyuan": hunyuan}[backbone](camera, seed, **sizes) for seed in range(3)]
     if kind == "dmd by adapters":
         for name in ("student", "critic"):
             add_lora(nets[0], 2, targets="attention", adapter=name)
@@ -135,10 +148,17 @@ def config(**changes: Any) -> TrainConfig:
 
 
 def train(
-    run: str, kind: str, *, camera: str = "fused", heads: int = 4, layout: LayoutConfig | None = None, **changes: Any
+    run: str,
+    kind: str,
+    *,
+    camera: str = "fused",
+    heads: int | None = None,
+    backbone: str = "wan",
+    layout: LayoutConfig | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
     """One run: its log, gradients by update, averaged weights."""
-    watch, built = Gradients(), method(kind, camera, heads)
+    watch, built = Gradients(), method(kind, camera, heads, backbone)
     trainer = Trainer(built, Clips(), config(**changes), run, observers=[watch], layout=layout)
     result = trainer.fit()
     weights = {role: trainer.trained_state(role) for role in trainer.trained}

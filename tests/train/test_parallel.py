@@ -105,6 +105,16 @@ def test_heads_that_do_not_divide_are_shared_by_queries(tmp_path):
     are_one(4, tmp_path, cases)
 
 
+def test_prompts_that_attend_to_themselves_are_one(tmp_path):
+    """HunyuanVideo's prompts have a stream through all blocks and a mask; weights are gathered for it too."""
+    cases: Cases = [
+        ("teacher_forcing", {"backbone": "hunyuan"}),
+        ("dmd", {"backbone": "hunyuan", "steps": 1, "recompute": True}),
+        ("dmd", {"backbone": "hunyuan", "steps": 1, "sequence_parallel": 2}),
+    ]
+    are_one(2, tmp_path, cases)
+
+
 def test_what_a_rollout_keeps_gathered_saves_gathers_and_changes_nothing(tmp_path):
     options = [{}, {"keep_gathered": True}]
     found = together(2, counted, str(tmp_path), [("dmd", o) for o in options])
@@ -122,15 +132,20 @@ def test_a_score_that_runs_drops_what_the_rollout_kept(tmp_path):
     assert held == [{"generator": False, "seen": True}] * 2
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_compiled_blocks_are_one(tmp_path, recompute):
-    """Of one process, rollouts and masks; see below for several."""
+@pytest.mark.parametrize(
+    ("kind", "recompute"),
+    [
+        ("teacher_forcing", True),
+        *(pytest.param(*c, marks=pytest.mark.slow) for c in [("finetune", False), ("dmd", True)]),
+    ],
+)
+def test_compiled_blocks_are_one(kind, recompute):
+    """On one process; see below for several."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    cases: Cases = [(kind, {"recompute": recompute, "steps": 1}) for kind in ("teacher_forcing", "finetune")]
-    for (kind, _), one, other in zip(cases, alone(cases), alone(cases, compiled), strict=True):
-        same(one, [other], kind)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 4, "blocks are compiled"
+    cases: Cases = [(kind, {"recompute": recompute, "steps": 1})]
+    same(alone(cases)[0], alone(cases, compiled), kind)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1, "blocks are compiled"
     assert not torch._dynamo.utils.counters["graph_break"]
 
 

@@ -28,6 +28,9 @@ from worldline.models.lora import LoRARole
 from worldline.schema import WorldlineError
 from worldline.train.config import TrainConfig
 
+# Methods of backbones and of their blocks that make what a prompt is attended to by.
+PROMPTS = ("text_context", "whole_context", "text_kv", "prompt_alone")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutConfig:
@@ -101,9 +104,9 @@ class Parallel:
         reshard = not (self.cfg.keep_gathered and resident)
         for block in blocks_of(module):
             fully_shard(block, mesh=self.mesh, reshard_after_forward=reshard)
-            register_fsdp_forward_method(block, "text_kv")
+            _gather_for(block)
         fully_shard(module, mesh=self.mesh, reshard_after_forward=reshard)
-        register_fsdp_forward_method(module, "text_context")
+        _gather_for(module)
         # It reads weights of blocks outside of their forwards, when they are scattered.
         module.__dict__["conditions"] = _no_conditions
         parts = [m for m in module.modules() if isinstance(m, FSDPModule)]
@@ -143,6 +146,13 @@ class Parallel:
         whole = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
         for dtype in dict.fromkeys(g.dtype for g in whole):
             dist.mean_([g for g in whole if g.dtype == dtype])
+
+
+def _gather_for(module: nn.Module) -> None:
+    """Gather weights also for what reads them outside of `forward`: prompts."""
+    for name in PROMPTS:
+        if hasattr(module, name):
+            register_fsdp_forward_method(module, name)
 
 
 def _no_conditions(*_: Any) -> list[Any]:
@@ -195,8 +205,8 @@ def _know_text_contexts() -> None:
     if not _known:
         _pytree.register_pytree_node(
             TextContext,
-            lambda text: (list(text.layers), None),
-            lambda layers, _: TextContext(tuple((k, v) for k, v in layers)),
+            lambda text: ([text.layers, text.valid, text.sources], None),
+            lambda parts, _: TextContext(*parts),
         )
         _known = True
 

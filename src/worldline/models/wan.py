@@ -351,7 +351,9 @@ class WanModel(Backbone):
         _, ph, pw = self.config.patch_size
         matrices = camera_tokens = rays = None
         if cameras is not None and self.config.camera in ("branch", "fused"):
-            matrices = CameraMatrices.from_cameras(cameras, self.config.camera_dims)
+            matrices = CameraMatrices.from_cameras(
+                cameras, self.config.camera_dims, self.config.head_dim, (H // ph) * (W // pw) * self.config.num_heads
+            )
         elif cameras is not None and self.config.camera == "plucker":
             with torch.autocast(like.device.type, enabled=False):
                 rays = plucker_rays(cameras.w2c.float(), cameras.K.float(), H, W)
@@ -447,7 +449,9 @@ class WanModel(Backbone):
     def reanchor(self, cache: KVCache, world: Tensor) -> None:
         """Move the cache to a new world frame: world [B, 4, 4] maps old to new world points, so P_new^-1 = world P^-1."""
         carrier = {"fused": "main", "branch": "camera"}.get(self.config.camera)
-        matrix = block_diagonal(world.mT[:, None], self.config.camera_dims)  # one for all tokens
+        matrix = block_diagonal(
+            world.mT[:, None], self.config.camera_dims, self.config.camera_dims
+        )  # one for all tokens
 
         def move(stream: Stream, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             if stream[1] != carrier:

@@ -199,7 +199,9 @@ class HunyuanModel(Backbone):
         _, ph, pw = cfg.patch_size
         matrices = None
         if cameras is not None and cfg.camera != "none":
-            matrices = CameraMatrices.from_cameras(cameras, cfg.camera_dims)
+            matrices = CameraMatrices.from_cameras(
+                cameras, cfg.camera_dims, cfg.head_dim, self.tokens_per_frame(*like.shape[-2:]) * cfg.num_heads
+            )
         t, h, w = cfg.rope_dims
         cos, sin = rope_of_grid(
             positions, like.shape[-2] // ph, like.shape[-1] // pw, cfg.head_dim,

@@ -114,14 +114,15 @@ def test_the_guides_recipe_loads_and_plans(tmp_path):
 
 
 def test_the_programs_run(tmp_path, monkeypatch):
-    """README's and the guide's programs, word for word, with a tiny world where theirs would be."""
+    """README's, the guide's and the engine page's programs, word for word, with a tiny world where theirs would be."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     world = write_tiny_world(tmp_path / "runs/nano-demo")
     monkeypatch.setattr("worldline.recipes.assets.bundled", lambda part: world)
     (readme,) = blocks(ROOT / "README.md", "python")
     (guide,) = (b for b in blocks(ROOT / "docs/guide.md", "python") if "Engine.load" in b)
-    for program in (readme, guide):
+    (engine,) = blocks(ROOT / "docs/engine.md", "python")
+    for program in (readme, guide, engine):
         names: dict[str, object] = {}
         exec(program, names)
         assert isinstance(names["frames"], np.ndarray)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from worldline.models.hunyuan15 import HunyuanConfig
 from worldline.models.hunyuan15.config import BYT5, IMAGE, QWEN
 from worldline.models.registry import BackboneConfig
+from worldline.nn.camera import FEW
 
 
 def forward_products(
@@ -20,7 +21,8 @@ def forward_products(
     frame = float((config.freq_dim + D) * D)  # the clock
     linear = 0.0  # a token and layer
     if camera in ("branch", "fused"):
-        linear += 4 * config.num_heads * config.camera_dims**2  # a head's matrix on q, k, v and the output
+        dims = config.head_dim if tokens * D < FEW else config.camera_dims
+        linear += 4 * config.num_heads * dims**2  # a head's matrix on q, k, v and the output
     if cameras and config.motion:
         frame += (6 + D) * D
     if cameras and config.actions:

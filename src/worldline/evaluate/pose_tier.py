@@ -83,6 +83,7 @@ def structure_from_motion(clip: np.ndarray, K: np.ndarray, stride: int = 3) -> E
         options.random_seed = 0
         pairing = pycolmap.SequentialPairingOptions()
         pairing.overlap = 8
+        pairing.quadratic_overlap = False  # far pairs that share one flat wall start the mapping with a wrong camera
         database = root / "database.db"
         pycolmap.extract_features(
             database, root / "images", image_names=names, camera_mode=pycolmap.CameraMode.SINGLE,

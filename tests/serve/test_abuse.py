@@ -75,7 +75,7 @@ def test_clients_that_vanish_at_any_message_leave_nothing_behind(target, how):
     target, lobby = target
 
     async def all_of_them() -> None:
-        for after in range(0, len(abuse.SCRIPT) + 1, 3):
+        for after in range(0, len(abuse.SCRIPT) + 1, 6):
             await abuse.vanish(target, after, how)
 
     asyncio.run(served(target))

@@ -79,6 +79,7 @@ class Server:
             if self.process.poll() is not None:
                 break
             time.sleep(0.3)
+        self.process.kill()
         raise SystemExit(f"the server did not start; see {self.log.name}")
 
     def state(self) -> dict[str, float]:

@@ -24,6 +24,11 @@ State = Literal["eager", "compiling", "compiled", "failed"]
 Pass = Callable[..., Tensor]
 
 
+def one_graph(forward: Pass) -> Pass:
+    """PyTorch's own compiler; a break in the graph is an error."""
+    return torch.compile(forward, fullgraph=True, dynamic=False)
+
+
 class CompileWarning(UserWarning):
     """Compiling failed or gave other numbers; the stream goes on as it was."""
 
@@ -37,7 +42,7 @@ class Swapping(Backbone):
     def __init__(self, model: Backbone, compile: Callable[[Pass], Pass] | None = None) -> None:
         super().__init__()
         self.model, self.config = model, model.config
-        self._compile = compile or (lambda forward: torch.compile(forward, fullgraph=True, dynamic=False))
+        self._compile = one_graph if compile is None else compile
         self._quick: Pass | None = None
         self.state: State = "eager"
         self.note, self.seconds = "", 0.0

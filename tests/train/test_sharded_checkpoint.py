@@ -16,6 +16,7 @@ from tests.train.processes import together
 from worldline.schema import WorldlineError
 from worldline.train.checkpoint import checkpoints
 from worldline.train.log import read_log
+from worldline.train.parallel import LayoutConfig
 from worldline.train.sharded_checkpoint import is_sharded
 
 pytestmark = pytest.mark.timeout(900)  # several processes on a busy machine wait for each other
@@ -69,7 +70,8 @@ def test_resume_on_as_many_is_exact_and_on_more_or_fewer_right(tmp_path):
     # 2 -> 1 -> 4 processes, against one that never stopped.
     train(moved, "consistency", **{**STEADY, "steps": 4})
     assert not is_sharded(checkpoints(tmp_path / "moved" / "checkpoints")[-1])
-    four = together(4, in_turn, [(moved, "consistency", {**STEADY, "steps": 6})])
+    # The four as two copies of weights cut in two (HSDP).
+    four = together(4, in_turn, [(moved, "consistency", {**STEADY, "steps": 6, "layout": LayoutConfig(shard_group=2)})])
     single = train(str(tmp_path / "single"), "consistency", **{**STEADY, "steps": 6})
     for mine, theirs in zip(single["log"], losses(tmp_path / "moved"), strict=True):
         for key, value in mine.items():

@@ -43,7 +43,7 @@ def test_a_compiled_stream_is_one_graph_and_the_same_walk(engine):
     session.step(controls(0))
     assert len(graphs) == 1
     # Two steps a chunk and a clean pass of every chunk but the last, from where the ring is full.
-    assert len(called) == (13 - 3) * 3 - 1
+    assert len(called) == (13 - 2) * 3 - 1
 
 
 def test_a_stream_starts_before_it_is_compiled_and_changes_over_while_it_plays(engine):

@@ -226,7 +226,7 @@ def test_the_second_waits_in_line(page, browser, address):
     assert third.locator("#veil-title").text_content() == "Number 2 of 2 in line"
     page.locator("#leave").click()
     until(page, state("ended"))
-    assert page.locator("#veil-action").inner_text() == "Walk again"
+    assert page.locator("#veil-action").text_content() == "Walk again"
     until(second, PLAYING)
     until(third, "document.getElementById('veil-title').textContent === 'You are next'")
     assert second.errors == third.errors == []

@@ -211,7 +211,7 @@ def test_a_killed_server_is_waited_for(page, server, shoot):
     until(page, state("lost"))
     page.wait_for_timeout(300)
     shoot(page, "lost")
-    assert page.locator("#veil-action").inner_text() == "Try now"
+    assert page.locator("#veil-action").text_content() == "Try now"
     server.start()
     until(page, f"({state('loading')}) || ({PLAYING})")
     shoot(page, "loading")

@@ -62,6 +62,7 @@ function left() {
   recorder.set(false);
   walks.ended();
   noLease();
+  undo.notice?.remove();
   hint.show();
   document.exitPointerLock?.();
 }

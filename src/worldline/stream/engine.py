@@ -143,9 +143,7 @@ class Engine:
             weights=weights_hash(directory),
             device=device,
             dtype=dtype,
-            encoder=world_text_encoder(
-                directory, config.text, model.config, torch.device(device)
-            ),
+            encoder=world_text_encoder(directory, config.text, model.config, torch.device(device)),
         )
         engine.model.freeze(getattr(torch, engine.dtype))
         engine.codec.freeze(getattr(torch, engine.dtype))

@@ -70,7 +70,7 @@ class WorldEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         chunks = (self.session.frame_index - 1) // self.engine.frames_per_chunk
         return seen, float(self._reward(seen)), bool(self._done(seen)), chunks >= self.horizon, {"frames": frames}
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """The last frame, where render_mode is rgb_array."""
         return self.session.last_frame.copy() if self.render_mode == "rgb_array" else None
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from worldline.cli.common import Subcommands, command, duration
-from worldline.schema import WorldlineError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,6 +75,8 @@ def main(args: argparse.Namespace) -> int:
     if args.open is not None:
         return _open(console, args.open)
     if (args.world is None) == (args.from_clips is None):
+        from worldline.schema import WorldlineError
+
         raise WorldlineError("expected one world, such as nano, or --from-clips DIR; see --help for what else there is")
     return _run(console, args)
 
@@ -166,6 +167,8 @@ def _shard(text: str) -> tuple[int, int]:
     """`0/2` as (0, 2)."""
     first, _, count = text.partition("/")
     if not (first.isdigit() and count.isdigit()):
+        from worldline.schema import WorldlineError
+
         raise WorldlineError(f"shard {text!r}; expected I/N, such as 0/2")
     return int(first), int(count)
 

@@ -19,6 +19,7 @@ from worldline.schema import Controls, WorldlineError
 FORMAT = "worldline-session-2"
 FORMAT_1 = "worldline-session-1"
 UNPACKED = 1 << 28  # bytes that a packed part of a file may unfold into
+TOGETHER = 64  # chunks whose latents lie in one piece of memory
 GIVEN = -1  # the attempt of a chunk that was not generated
 
 PromptMode = Literal["keep", "recache", "cut", "blend"]
@@ -55,6 +56,11 @@ class SessionLog:
         self.controls.append(controls)
         self.latents.append(latents)
         self.attempts.append(attempt)
+        last = self.latents[-TOGETHER:]
+        if len(self) % TOGETHER == 0 and len({(z.shape, z.dtype) for z in last}) == 1:
+            # Small pieces that stay, among large ones that come and go, would keep a C library from reusing its memory: ten
+            # times their size a chunk.
+            self.latents[-TOGETHER:] = torch.stack(last).unbind()
 
     def copy(self) -> SessionLog:
         """An independent log; entries are never written into."""

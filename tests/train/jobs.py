@@ -198,7 +198,7 @@ def gathered_while_scoring(run: str) -> dict[str, bool]:
 
 def compiled(run: str, cases: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     """`train_all` with blocks compiled, for a backend that generates no code: what compilers trip over is before that."""
-    with mock.patch.object(Block, "compile", lambda self: nn.Module.compile(self, backend="aot_eager")):
+    with mock.patch.object(Block, "compile", lambda self, **how: nn.Module.compile(self, backend="aot_eager", **how)):
         return train_all(run, [(kind, {"compile": True, **options}) for kind, options in cases])
 
 

@@ -153,10 +153,15 @@ def test_compiled_blocks_are_one(kind, recompute):
 def test_compiled_blocks_of_several_processes_are_one(tmp_path):
     cases: Cases = [
         ("teacher_forcing", {"sequence_parallel": 2}),
-        ("dmd with everything", {"sequence_parallel": 2, "recompute": True}),
-        ("dmd with gan", {"recompute": True}),
+        ("dmd by chunks", {"sequence_parallel": 2, "recompute": True}),
+        ("dmd with regression", {"recompute": True}),
     ]
     are_one(2, tmp_path, cases, compiled)
+
+
+def test_an_adversary_is_not_compiled():
+    with pytest.raises(WorldlineError, match="gan_weight=0"):
+        alone([("dmd with gan", {})], compiled)
 
 
 def test_a_shard_group_divides_the_processes(tmp_path):

@@ -8,6 +8,7 @@ from types import MethodType
 from typing import Any, Literal
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -71,10 +72,19 @@ def _recomputed(
     return checkpoint(run, x, **options)
 
 
+SHAPES = 64
+
+
 def compile_blocks(model: nn.Module) -> None:
-    """Compile every transformer block, in place; they share what is compiled. Nothing else of the model is."""
+    """Compile every transformer block, in place; they share what is compiled. Nothing else of the model is.
+
+    For each shape on its own: one graph for all, made when a second shape comes, may serve where a block is computed again
+    and not where it was first, which then keep different tensors (pytorch#166926). A rollout's past has many lengths, so
+    the number of shapes after which the compiler gives up, with the same end, is raised.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     for block in blocks_of(model):
-        block.compile()
+        block.compile(dynamic=False)
 
 
 @torch.no_grad()

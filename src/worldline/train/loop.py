@@ -79,6 +79,11 @@ class Trainer:
         self.trained = tuple(dict.fromkeys(p.role for p in method.phases))
         self.parallel = Parallel(config, self.device, layout)
         rolled = getattr(method, "rollout_roles", tuple(method.roles))
+        if config.compile and "discriminator" in method.roles:
+            raise WorldlineError(
+                "train.compile with an adversary: its features are read off blocks, whose gradients came out 0.5 % apart where "
+                "they were compiled; expected one of the two (train.compile=false, or gan_weight=0)"
+            )
         again = [n for n in self.trained if blocks_of(method.roles[n])] or self.trained  # with none it is refused
         for name, module in method.roles.items():
             module.requires_grad_(name in self.trained).to(self.device)

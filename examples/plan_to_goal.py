@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from worldline.recipes.assets import bundled
 from worldline.schema import Controls
@@ -111,7 +112,7 @@ def main() -> None:
         figures[f"{name}_success"] = float(np.mean([e[f"{name}_success"] for e in episodes]))
         for what in ("degrees", "units", "psnr"):
             figures[f"{name}_{what}_median"] = float(np.median([e[f"{name}_{what}"] for e in episodes]))
-    print(json.dumps(figures, indent=1))  # noqa: T201
+    Console().print_json(json.dumps(figures))
     if said.json:
         said.json.write_text(json.dumps(figures, indent=1) + "\n")
     if said.picture:

@@ -121,3 +121,32 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def reanchor(self, cache: KVCache, world: Tensor) -> None:
         """Move a cache to another world frame: world [B, 4, 4] maps old to new world points."""
+
+
+class Around(Backbone):
+    """A backbone that runs another one in its own way: all but `forward` is the other's."""
+
+    def __init__(self, model: Backbone) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def text_context(self, text: TextEmbedding) -> TextContext:
+        """As the model's."""
+        return self.model.text_context(text)
+
+    def tokens_per_frame(self, height: int, width: int) -> int:
+        """As the model's."""
+        return self.model.tokens_per_frame(height, width)
+
+    def conditions(self, levels: Sequence[float], like: Tensor, cameras: Cameras | None, start: int) -> list[Any]:
+        """As the model's."""
+        return self.model.conditions(levels, like, cameras, start)
+
+    @property
+    def reanchors(self) -> bool:
+        """As the model's."""
+        return self.model.reanchors
+
+    def reanchor(self, cache: KVCache, world: Tensor) -> None:
+        """As the model's; the cache keeps its addresses."""
+        self.model.reanchor(cache, world)

@@ -10,15 +10,14 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from worldline.models.backbone import Backbone, TextContext
+from worldline.models.backbone import Around, Backbone, TextContext
 from worldline.nn.kv_cache import KVCache, RingCache
-from worldline.schema import Cameras, TextEmbedding
 
 State = Literal["eager", "compiling", "compiled", "failed"]
 Pass = Callable[..., Tensor]
@@ -33,15 +32,14 @@ class CompileWarning(UserWarning):
     """Compiling failed or gave other numbers; the stream goes on as it was."""
 
 
-class Swapping(Backbone):
+class Swapping(Around):
     """A model for inference whose streaming passes may be replaced by compiled ones while it is in use.
 
     compile: makes a quicker function of the model's forward. state: where it stands; note: why, in words.
     """
 
     def __init__(self, model: Backbone, compile: Callable[[Pass], Pass] | None = None) -> None:
-        super().__init__()
-        self.model, self.config = model, model.config
+        super().__init__(model)
         self._compile = one_graph if compile is None else compile
         self._quick: Pass | None = None
         self.state: State = "eager"
@@ -96,27 +94,6 @@ class Swapping(Backbone):
                 f"the world streams as it is, uncompiled: {self.note.splitlines()[0]}", CompileWarning, stacklevel=2
             )
         self.seconds = time.perf_counter() - begin
-
-    def text_context(self, text: TextEmbedding) -> TextContext:
-        """As the model's."""
-        return self.model.text_context(text)
-
-    def tokens_per_frame(self, height: int, width: int) -> int:
-        """As the model's."""
-        return self.model.tokens_per_frame(height, width)
-
-    def conditions(self, levels: Sequence[float], like: Tensor, cameras: Cameras | None, start: int) -> list[Any]:
-        """As the model's."""
-        return self.model.conditions(levels, like, cameras, start)
-
-    @property
-    def reanchors(self) -> bool:
-        """As the model's."""
-        return self.model.reanchors
-
-    def reanchor(self, cache: KVCache, world: Tensor) -> None:
-        """As the model's."""
-        self.model.reanchor(cache, world)
 
 
 def fixed(cache: KVCache | None, x: Tensor, conditions: Any | None) -> bool:

@@ -8,7 +8,7 @@ change of prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,10 +16,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from worldline.models.backbone import Backbone, TextContext
+from worldline.models.backbone import Around, Backbone, TextContext
 from worldline.models.conditions import Conditions
 from worldline.nn.kv_cache import KVCache, RingCache
-from worldline.schema import Cameras, TextEmbedding, WorldlineError
+from worldline.schema import WorldlineError
 
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
 """Records a function of fixed tensors; returns what replays it, and the tensor the result is found in."""
@@ -54,7 +54,7 @@ class Recording:
     out: Tensor
 
 
-class Graphed(Backbone):
+class Graphed(Around):
     """A frozen model whose streaming passes are recorded and replayed; whole clips and masked passes go through as
     they are. `record` is CUDARecorder unless a test says otherwise.
 
@@ -63,12 +63,11 @@ class Graphed(Backbone):
     """
 
     def __init__(self, model: Backbone, record: Record | None = None) -> None:
-        super().__init__()
+        super().__init__(model)
         if not model.frozen:
             raise WorldlineError(
                 "this model can still be trained; expected a frozen one to record: call freeze() first"
             )
-        self.model, self.config = model, model.config
         self._record: Record = record or CUDARecorder()
         self._recordings: WeakKeyDictionary[RingCache, dict[Any, Recording]] = WeakKeyDictionary()
 
@@ -103,26 +102,3 @@ class Graphed(Backbone):
         x, fixed = held[0], conditions.of(held[1:])
         replay, out = self._record(lambda: self.model(x, sigma, text, cache=cache, conditions=fixed))
         return Recording(text, held, replay, out)
-
-    def text_context(self, text: TextEmbedding) -> TextContext:
-        """As the model's."""
-        return self.model.text_context(text)
-
-    def tokens_per_frame(self, height: int, width: int) -> int:
-        """As the model's."""
-        return self.model.tokens_per_frame(height, width)
-
-    def conditions(
-        self, levels: Sequence[float], like: Tensor, cameras: Cameras | None, start: int
-    ) -> list[Conditions]:
-        """As the model's."""
-        return self.model.conditions(levels, like, cameras, start)
-
-    @property
-    def reanchors(self) -> bool:
-        """As the model's."""
-        return self.model.reanchors
-
-    def reanchor(self, cache: KVCache, world: Tensor) -> None:
-        """As the model's; the cache keeps its addresses."""
-        self.model.reanchor(cache, world)

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldline.models.codec import Codec
+from worldline.models.codec import StreamedCodec
 from worldline.models.hunyuan15_vae.config import HunyuanVAEConfig
 from worldline.models.hunyuan15_vae.layers import CausalConv3d, Downsample, Level, MidBlock, PastAttention, Upsample
 from worldline.models.tape import Memory, Tape
 from worldline.models.wan_vae.layers import ChannelNorm
-from worldline.schema import ShapeError, TimeGrid
+from worldline.schema import ShapeError
 
 
 class Encoder(nn.Module):
@@ -73,7 +72,7 @@ class Decoder(nn.Module):
         return out
 
 
-class HunyuanVAE(Codec):
+class HunyuanVAE(StreamedCodec):
     """Encode and decode clips whole or piece by piece. Video is in [-1, 1], latents are scaled.
 
     Results have the dtype of what went in; the layers compute in the dtype of the weights. Whole clips go through one
@@ -85,54 +84,13 @@ class HunyuanVAE(Codec):
         self.config = cfg or HunyuanVAEConfig()
         self.encoder, self.decoder = Encoder(self.config), Decoder(self.config)
 
-    @property
-    def grid(self) -> TimeGrid:
-        """The time arithmetic of this codec."""
-        return TimeGrid(self.config.stride)
-
-    @property
-    def spatial(self) -> int:
-        """Pixels a latent cell, on either axis."""
-        return self.config.spatial
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of a latent frame."""
-        return self.config.latent_channels
-
-    def encode(self, video: Tensor) -> Tensor:
-        """video [B, F, 3, h, w] in [-1, 1] -> scaled latents [B, T, C, H, W], the modes of their distributions.
-
-        Raises ShapeError where h or w does not divide, WorldlineError where F is not stride n + 1.
-        """
-        self._check_video(video)
-        T, state, parts = self.grid.latent_frames(video.shape[1]), None, []
-        for frames in video.split([1] + [self.config.stride] * (T - 1), dim=1):
-            latents, state = self.encode_stream(frames, state)
-            parts.append(latents)
-        return torch.cat(parts, dim=1)
-
     def encode_stream(self, video: Tensor, state: Memory | None) -> tuple[Tensor, Memory]:
         """Encode the next frames of a stream: stride n + 1 at its start (state None), stride n later on."""
-        self._check_video(video)
-        frames, stride = video.shape[1], self.config.stride
-        if state is None:
-            self.grid.latent_frames(frames)
-        elif frames % stride or not frames:
-            raise ShapeError(f"{frames} frames go on a stream; expected a multiple of {stride}, hold back the rest")
+        self._check_frames(video, state)
         x = video.transpose(1, 2).to(self.encoder.conv_in.conv.weight.dtype)
         tape = Tape(_fitting(state, x, self.encoder))
         mean = self.encoder(x, tape)[:, : self.latent_channels].transpose(1, 2)
         return (mean.float() * self.config.scaling).to(video.dtype), tape.memory()
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents [B, T, C, H, W] -> video [B, F, 3, h, w] in [-1, 1]. Raises ShapeError."""
-        self._check_latents(latents)
-        state, parts = None, []
-        for latent in latents.split(1, dim=1):
-            video, state = self.decode_stream(latent, state)
-            parts.append(video)
-        return torch.cat(parts, dim=1)
 
     def decode_stream(self, latents: Tensor, state: Memory | None) -> tuple[Tensor, Memory]:
         """Decode the next latents of a stream, any number of them; state is None at its start."""
@@ -141,12 +99,6 @@ class HunyuanVAE(Codec):
         tape = Tape(_fitting(state, x, self.decoder))
         video = self.decoder(x, tape).transpose(1, 2)
         return video.clamp(-1, 1).to(latents.dtype), tape.memory()
-
-    def _check_latents(self, latents: Tensor) -> None:
-        if latents.ndim != 5 or latents.shape[2] != self.latent_channels or not latents.numel():
-            raise ShapeError(
-                f"latents {tuple(latents.shape)}: expected [B, T, {self.latent_channels}, H, W] and none of them zero"
-            )
 
 
 def _fitting(state: Memory | None, x: Tensor, half: Encoder | Decoder) -> Memory | None:

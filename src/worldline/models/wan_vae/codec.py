@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from worldline.models.codec import Codec
+from worldline.models.codec import StreamedCodec
 from worldline.models.tape import Memory, Tape
 from worldline.models.wan_vae.config import WAN_VAE_VARIANTS, WanVAEConfig
 from worldline.models.wan_vae.layers import (
@@ -27,7 +27,7 @@ from worldline.models.wan_vae.layers import (
     ResidualUp,
     UpLevel,
 )
-from worldline.schema import ShapeError, TimeGrid
+from worldline.schema import ShapeError
 
 
 class Encoder(nn.Module):
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)), tape)
 
 
-class WanVAE(Codec):
+class WanVAE(StreamedCodec):
     """Encode and decode clips whole or piece by piece. Video is in [-1, 1], latents are normalised per channel.
 
     Results have the dtype of what went in; the layers compute in the dtype of the weights. Whole clips go through one
@@ -93,41 +93,9 @@ class WanVAE(Codec):
         self.encoder, self.quant_conv = Encoder(self.config), nn.Conv3d(2 * C, 2 * C, 1)
         self.post_quant_conv, self.decoder = nn.Conv3d(C, C, 1), Decoder(self.config)
 
-    @property
-    def grid(self) -> TimeGrid:
-        """The time arithmetic of this codec."""
-        return TimeGrid(self.config.stride)
-
-    @property
-    def spatial(self) -> int:
-        """Pixels a latent cell, on either axis."""
-        return self.config.spatial
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of a latent frame."""
-        return self.config.latent_channels
-
-    def encode(self, video: Tensor) -> Tensor:
-        """video [B, F, 3, h, w] in [-1, 1] -> normalised latents [B, T, C, H, W], the modes of their distributions.
-
-        Raises ShapeError where h or w does not divide, WorldlineError where F is not stride n + 1.
-        """
-        self._check_video(video)
-        T, state, parts = self.grid.latent_frames(video.shape[1]), None, []
-        for frames in video.split([1] + [self.config.stride] * (T - 1), dim=1):
-            latents, state = self.encode_stream(frames, state)
-            parts.append(latents)
-        return torch.cat(parts, dim=1)
-
     def encode_stream(self, video: Tensor, state: Memory | None) -> tuple[Tensor, Memory]:
         """Encode the next frames of a stream: stride n + 1 at its start (state None), stride n later on."""
-        self._check_video(video)
-        frames, stride = video.shape[1], self.config.stride
-        if state is None:
-            self.grid.latent_frames(frames)
-        elif frames % stride or not frames:
-            raise ShapeError(f"{frames} frames go on a stream; expected a multiple of {stride}, hold back the rest")
+        self._check_frames(video, state)
         p = self.config.patch
         x = rearrange(video.to(self.quant_conv.weight.dtype), "b f c (h p) (w q) -> b (c q p) f h w", p=p, q=p)
         tape = Tape(_fitting(state, x, self.encoder))
@@ -135,15 +103,6 @@ class WanVAE(Codec):
         mean, std = self._statistics(video.device)
         latents = moments[:, : self.latent_channels].transpose(1, 2)
         return ((latents.float() - mean) / std).to(video.dtype), tape.memory()
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, T, C, H, W] -> video [B, F, 3, h, w] in [-1, 1]. Raises ShapeError."""
-        self._check_latents(latents)
-        state, parts = None, []
-        for latent in latents.split(1, dim=1):
-            video, state = self.decode_stream(latent, state)
-            parts.append(video)
-        return torch.cat(parts, dim=1)
 
     def decode_stream(self, latents: Tensor, state: Memory | None) -> tuple[Tensor, Memory]:
         """Decode the next latents of a stream, any number of them; state is None at its start."""
@@ -162,12 +121,6 @@ class WanVAE(Codec):
         both = torch.tensor([self.config.latents_mean, self.config.latents_std], device=device)
         mean, std = both[:, :, None, None].unbind()
         return mean, std
-
-    def _check_latents(self, latents: Tensor) -> None:
-        if latents.ndim != 5 or latents.shape[2] != self.latent_channels or not latents.numel():
-            raise ShapeError(
-                f"latents {tuple(latents.shape)}: expected [B, T, {self.latent_channels}, H, W] and none of them zero"
-            )
 
 
 def _fitting(state: Memory | None, x: Tensor, half: Encoder | Decoder) -> Memory | None:

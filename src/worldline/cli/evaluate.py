@@ -22,6 +22,7 @@ EXAMPLES = """\
   worldline evaluate --from-clips inputs --suite smoke    ... and its clips, written beside them
   worldline evaluate --open clips                  clips with action logs of their own, without a truth
   worldline evaluate --self-test                   plant faults and see that the right figures react
+  worldline evaluate --train-idm data/nano         train the model that reads keys from frames (ten minutes of a core)
   worldline evaluate --list                        suites, presets and figures
 """
 
@@ -50,6 +51,9 @@ def add(subcommands: Subcommands) -> None:
         "--open", type=Path, metavar="DIR", help="score clips with action logs of their own, without a truth"
     )
     sub.add_argument("--pose", action="store_true", help="estimate camera paths, too (needs the extra `pose`; minutes)")
+    sub.add_argument(
+        "--train-idm", type=Path, metavar="DATA", help="train the inverse-dynamics model on rendered clips, and leave"
+    )
     sub.add_argument("--self-test", action="store_true", help="test the metrics by planted faults, with no world")
     sub.add_argument("--list", action="store_true", help="say what there is and leave")
 
@@ -70,6 +74,8 @@ def main(args: argparse.Namespace) -> int:
         return _list(console)
     if args.self_test:
         return _self_test(console, args)
+    if args.train_idm is not None:
+        return _train_idm(console, args)
     if args.export is not None:
         return _export(console, args)
     if args.open is not None:
@@ -196,6 +202,33 @@ def _open(console: Console, folder: Path) -> int:
     for s, row in zip(scores, rows, strict=True):
         table.add_row(s.case, *("-" if v is None else f"{v:.3g}" for v in row.values()))
     console.print(table)
+    return 0
+
+
+def _train_idm(console: Console, args: argparse.Namespace) -> int:
+    """The model that reads keys, from a data set: held-out accuracy on the way it comes and through the bundled codec."""
+    from rich.table import Table
+
+    from worldline.data.dataset import open_dataset
+    from worldline.evaluate.idm_training import train_idm
+    from worldline.models.registry import load_codec
+    from worldline.nn.precision import inference_dtype
+    from worldline.recipes.assets import located
+
+    codec = load_codec(located("bundled", "codec")).freeze(inference_dtype("cpu"))
+
+    def progress(step: int, steps: int, last: dict[str, float]) -> None:
+        if step % 50 == 0:
+            told = "  ".join(f"{k.removeprefix('keys/')} {v:.3f}" for k, v in last.items() if k.startswith("keys/"))
+            console.print(f"[dim]{step:5d}/{steps}  {told}[/]", highlight=False)
+
+    out = args.out or Path("runs") / "idm"
+    card = train_idm(open_dataset(args.train_idm), codec, out, progress=progress, say=console.print)
+    table = Table("held-out clips", "steps", *next(iter(card["heldout"].values()))["balanced_accuracy"])
+    for name, found in card["heldout"].items():
+        table.add_row(name, str(found["steps"]), *(f"{v:.3f}" for v in found["balanced_accuracy"].values()))
+    console.print(table)
+    console.print(f"[bold green]done[/] in {duration(card['seconds'])}; model: {out}", highlight=False)
     return 0
 
 

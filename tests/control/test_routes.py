@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from worldline.control.actions import controls_of_keys
 from worldline.control.camera import CameraIntegrator
+from worldline.control.codecs import codec
 from worldline.control.routes import Route, Walk, read_route
 from worldline.control.trajectories import TrajectoryError, parse
 from worldline.functional.camera import integrate
@@ -86,6 +87,16 @@ def test_every_way_to_write_a_key_log_says_the_same(walk, tmp_path):
         for c2w, row in zip(route.c2w[1:], rows, strict=True):
             np.testing.assert_array_equal(c2w, live.extend(controls_of_keys([row], 2.0)).c2w[0])
     np.testing.assert_array_equal(walk.walker.pose, np.eye(4))  # reading moves nobody
+
+
+def test_rows_of_published_vocabularies_are_a_route(walk, tmp_path):
+    held = controls_of_keys([["w"]] * 4 + [["w", "left"]] * 4, 2.0)
+    meant = Route.of_controls(held, walk)
+    for name in ("worldplay", "matrix-game-2", "matrix-game-3", "yume-1.5"):
+        route = read_route(written(tmp_path, "log.json", {"codec": name, **codec(name).encode(held)}), walk)
+        np.testing.assert_allclose(route.c2w, meant.c2w, atol=1e-6)
+    with pytest.raises(WorldlineError, match="expected one of worldplay"):
+        read_route(written(tmp_path, "log.json", {"codec": "x"}), walk)
 
 
 def test_a_text_file_holds_a_string(walk, tmp_path):

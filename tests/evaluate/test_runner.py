@@ -15,7 +15,7 @@ from tests.evaluate.worlds import Faulty, tiny_plan
 from worldline.evaluate import runner
 from worldline.evaluate.adapter import ModelInfo, ReplayAdapter, drive
 from worldline.evaluate.card import markdown
-from worldline.evaluate.clips import ClipsAdapter, action_log, controls_of_log, export_inputs, open_domain
+from worldline.evaluate.clips import ClipsAdapter, action_log, controls_of_log, export_inputs, in_codecs, open_domain
 from worldline.evaluate.compare import compare
 from worldline.evaluate.publish import publish, table
 from worldline.evaluate.results import SCHEMA, read_results
@@ -184,6 +184,12 @@ def test_action_logs_come_back(plan):
     held = Controls.concat([c.controls[:16] for c in plan.cases()])
     by_class = controls_of_log({"worldplay": action_log(held, 2.0)["worldplay"]})
     assert action_log(by_class, 2.0)["worldplay"] == action_log(held, 2.0)["worldplay"]
+    for name, rows in in_codecs(held, 2.0).items():  # as a model of that family would be driven
+        again = controls_of_log({"codec": name, **rows})
+        assert action_log(again, 2.0)["worldplay"] == action_log(held, 2.0)["worldplay"]
+    assert set(in_codecs(held, 2.0)) >= {"worldplay", "matrix-game-2", "matrix-game-3", "yume-1.5"}
+    with pytest.raises(WorldlineError, match="expected one of worldplay"):
+        controls_of_log({"codec": "other", "classes": [0]})
     with pytest.raises(WorldlineError, match="no actions"):
         controls_of_log({"frames": 3})
 

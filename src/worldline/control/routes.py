@@ -6,7 +6,8 @@ What `read_route` takes:
   ...} or {"c2w": matrix, ...}), one for every latent frame; OpenCV axes, model units, any world frame. {"per": "pixel",
   "poses": ...} has one for every pixel frame;
 - a key log, one row of held keys for every pixel frame: JSON [["w"], ["w", "left"], []], also as {"keys": [...]}, as
-  session logs hold it; CSV with the keys of a row between spaces or commas, an empty line for none.
+  session logs hold it; CSV with the keys of a row between spaces or commas, an empty line for none;
+- {"codec": name, ...}: the rows of a published vocabulary (`control.codecs`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from worldline.control import actions, trajectories
+from worldline.control import actions, codecs, trajectories
 from worldline.control.camera import CameraIntegrator
 from worldline.control.trajectories import TrajectoryError
 from worldline.schema import CameraPath, Controls, ShapeError
@@ -118,6 +119,8 @@ def read_route(source: str, walk: Walk) -> Route:
         data = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise TrajectoryError(f"{source} is no JSON ({error}); expected poses or a key log") from error
+    if isinstance(data, dict) and "codec" in data:
+        return Route.of_controls(codecs.controls_of(data, walk.key_turn, walk.stride), walk)
     rows = data["keys"] if isinstance(data, dict) and "keys" in data else data
     if isinstance(rows, list) and all(_is_key_row(row) for row in rows):
         return _of_keys(source, rows, walk)

@@ -1,10 +1,11 @@
 """Clips made elsewhere, by any model in any environment, scored here.
 
 `export_inputs` writes, for every episode of a preset, what a model is given: <case>.png (the start image) and <case>.json
-(prompt, seed, frame rate, intrinsics, and the controls of every pixel frame in units, as keys, and as WorldPlay's 81 action
-classes a latent). Whoever has the model writes <case>.npy, .npz (`frames`), .mkv or .mp4 beside them, one frame more than
-there are control rows, the start included; `ClipsAdapter` reads them back as a model. Other names, with an action log
-<name>.json of the same form beside them, are open-domain clips: scored without a truth (`open_domain`).
+(prompt, seed, frame rate, intrinsics, and the controls of every pixel frame in units, as keys, as WorldPlay's 81 action classes
+a latent, and under `codecs` in every published vocabulary that can say them). Whoever has the model writes <case>.npy, .npz
+(`frames`), .mkv or .mp4 beside them, one frame more than there are control rows, the start included; `ClipsAdapter` reads them
+back as a model. Other names, with an action log <name>.json of the same form beside them, are open-domain clips: scored without
+a truth (`open_domain`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from worldline.control import actions
+from worldline.control import actions, codecs
 from worldline.evaluate.adapter import ModelInfo
 from worldline.evaluate.metrics.guards import as_clip
 from worldline.evaluate.suites import FPS, Case
@@ -48,16 +49,29 @@ def action_log(controls: Controls, turn: float, fps: float = FPS) -> dict[str, A
 
 
 def controls_of_log(log: Any, source: str = "action log", turn: float = 2.0) -> Controls:
-    """Controls of a log: `move` and `look`, or `keys` alone, or `worldplay` classes alone. turn: degrees a frame of a held
-    turn key. Raises WorldlineError where it holds none of them."""
+    """Controls of a log: `move` and `look`, or `codec` with the rows of a vocabulary of `control.codecs`, or `keys` alone, or
+    `worldplay` classes alone. turn: degrees a frame of a held turn key. Raises WorldlineError where it holds none of them."""
     if isinstance(log, dict) and "move" in log and "look" in log:
         keys = tuple(tuple(k) for k in log.get("keys", ()))
         return Controls(np.array(log["move"], dtype=np.float32), np.array(log["look"], dtype=np.float32), keys)
+    if isinstance(log, dict) and "codec" in log:
+        return codecs.controls_of(log, turn, STRIDE)
     if isinstance(log, dict) and "keys" in log:
         return actions.controls_of_keys(log["keys"], turn)
     if isinstance(log, dict) and "worldplay" in log:
         return actions.decode(actions.signs_of_classes(np.array(log["worldplay"])), STRIDE, turn)
-    raise WorldlineError(f"{source} holds no actions; expected `move` and `look`, or `keys`, or `worldplay`")
+    raise WorldlineError(f"{source} holds no actions; expected `move` and `look`, `codec`, `keys` or `worldplay`")
+
+
+def in_codecs(controls: Controls, turn: float) -> dict[str, Any]:
+    """The controls in every vocabulary that can say them, by name; rows behind the last whole latent are left out."""
+    whole, said = controls[: len(controls) // STRIDE * STRIDE], {}
+    for name, spoken in codecs.CODECS.items():
+        try:
+            said[name] = spoken.encode(whole, turn=turn, stride=STRIDE)
+        except actions.ActionError:
+            continue
+    return said
 
 
 def export_inputs(truths: list[Truth], folder: str | Path) -> Path:
@@ -72,6 +86,7 @@ def export_inputs(truths: list[Truth], folder: str | Path) -> Path:
         said = {
             "case": case.id, "fingerprint": case.fingerprint(), "prompt": truth.caption, "seed": case.seed,
             "K": truth.cameras.K[0].tolist(), "frames": len(case.controls) + 1, **action_log(case.controls, 2.0),
+            "codecs": in_codecs(case.controls, 2.0),
         }  # fmt: skip
         (folder / f"{case.id}.json").write_text(json.dumps(said) + "\n")
     return folder

@@ -221,9 +221,13 @@ class Cameras:
         actions = None if self.actions is None else change(self.actions)
         return Cameras(change(self.w2c), change(self.K), change(self.motion), actions)
 
-    def __getitem__(self, frames: slice) -> Cameras:
-        """A span of latent frames; its first frame keeps its motion from the frame before."""
+    def __getitem__(self, frames: slice | list[int]) -> Cameras:
+        """Some latent frames; each keeps its motion from the frame that was before it."""
         return self._each(lambda x: x[:, frames])
+
+    def rows(self, samples: list[int]) -> Cameras:
+        """Some samples of the batch."""
+        return self._each(lambda x: x[samples])
 
     def to(self, device: torch.device | str) -> Cameras:
         return self._each(lambda x: x.to(device))
@@ -233,15 +237,16 @@ class Cameras:
         return self._each(lambda x: x.repeat(batch, frames, *[1] * (x.ndim - 2)))
 
     @staticmethod
-    def cat(parts: list[Cameras]) -> Cameras:
-        """Cameras of several samples as one batch. Raises ShapeError where only some have actions."""
+    def cat(parts: list[Cameras], dim: int = 0) -> Cameras:
+        """Cameras of several samples as one batch; with dim 1, of spans of frames that follow each other. Raises ShapeError
+        where only some have actions."""
         import torch
 
         actions = [p.actions for p in parts if p.actions is not None]
         if len(actions) not in (0, len(parts)):
             raise ShapeError(f"{len(actions)} of {len(parts)} samples have actions; expected all or none")
-        w2c, K, motion = (torch.cat([getattr(p, name) for p in parts]) for name in ("w2c", "K", "motion"))
-        return Cameras(w2c, K, motion, torch.cat(actions) if actions else None)
+        w2c, K, motion = (torch.cat([getattr(p, name) for p in parts], dim) for name in ("w2c", "K", "motion"))
+        return Cameras(w2c, K, motion, torch.cat(actions, dim) if actions else None)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worldline.functional.masks import Visibility
-from worldline.nn.attention import FrameMask, attention
+from worldline.nn.attention import Always, FrameMask, attention
 from worldline.schema import ShapeError
 
 TOKENS = 3
@@ -47,6 +47,39 @@ def test_backends_equal_the_dense_mask(backend, visibility):
         weight = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         (wanted * weight).sum().backward()
         (got * weight.float()).sum().backward()
+        for a, b in zip(got_in, wanted_in, strict=True):
+            torch.testing.assert_close(a.grad.double(), b.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("backend", ["blocks", "dense", "flex"])
+def test_every_sample_under_its_own_mask(backend, beside):
+    """Rows of other samples may stand in groups that were there before: order must not mix samples up."""
+    g = torch.Generator().manual_seed(3)
+    frames = torch.rand(2, 7, 7, generator=g) < 0.4
+    frames |= torch.eye(7, dtype=torch.bool)
+    frames[1, 4], frames[1, 5], frames[:, 2] = frames[0, 3], frames[0, 3], frames[0, 2]
+    frames[0, 4] = frames[1, 3]
+    always, known = None, torch.zeros(2, 0, dtype=torch.bool)
+    ahead = [torch.randn(2, 2, 5, 16, generator=g, dtype=torch.float64) for _ in range(2)]
+    if beside:
+        known = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+        always = Always(*(x.float() for x in ahead), known)
+    wanted_in, got_in = qkv(7, torch.float64), qkv(7)
+    token = frames.repeat_interleave(TOKENS, 1).repeat_interleave(TOKENS, 2)
+    whole = torch.cat([known[:, None].expand(-1, 21, -1), token], dim=-1)[:, None]
+    q, k, v = wanted_in
+    if beside:
+        k, v = torch.cat([ahead[0], k], dim=2), torch.cat([ahead[1], v], dim=2)
+    wanted = reference(q, k, v, whole)
+    if backend == "flex":
+        got_in = [x.detach() for x in got_in]
+    got = FrameMask(frames, TOKENS, backend).attend(*got_in, always)
+    torch.testing.assert_close(got.double(), wanted, atol=1e-6, rtol=1e-5)
+    if backend != "flex":
+        wanted.square().sum().backward()
+        got.square().sum().backward()
         for a, b in zip(got_in, wanted_in, strict=True):
             torch.testing.assert_close(a.grad.double(), b.grad, atol=1e-5, rtol=1e-5)
 

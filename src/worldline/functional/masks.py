@@ -68,5 +68,5 @@ class Visibility:
 
     @staticmethod
     def expand(mask: Tensor, tokens_per_frame: int) -> Tensor:
-        """Frame mask [F, F] -> token mask [F S, F S], frame-major."""
-        return mask.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)
+        """Frame mask [..., F, F] -> token mask [..., F S, F S], frame-major."""
+        return mask.repeat_interleave(tokens_per_frame, -2).repeat_interleave(tokens_per_frame, -1)

@@ -85,6 +85,11 @@ class WanConfig:
         """Head dims that carry the camera, a multiple of four (groups) and of two (RoPE pairs): all of a `branch`."""
         return self.head_dim if self.camera == "branch" else int(self.head_dim * self.camera_share) // 4 * 4
 
+    @property
+    def rotary(self) -> tuple[float, tuple[int, int, int] | None]:
+        """Base of the rotary frequencies; how many pairs turn with time, row and column (None: as `rope_angles` says)."""
+        return 1e4, None
+
 
 WAN_VARIANTS = {
     "nano": WanConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=6, text_dim=64, text_len=24),

@@ -50,6 +50,10 @@ class Always:
     v: Tensor
     valid: Tensor | None = None
 
+    def of(self, batch: slice) -> Always:
+        """Those of some samples."""
+        return Always(self.k[batch], self.v[batch], None if self.valid is None else self.valid[batch])
+
     def before(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """These keys and values, then k and v [B, N, Lk, Dh]."""
         return torch.cat([self.k.to(k.dtype), k], dim=2), torch.cat([self.v.to(v.dtype), v], dim=2)
@@ -73,15 +77,23 @@ def _products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class FrameMask:
-    """bool [F, F], True where the row's frame sees the column's, as attention over F * S tokens (frame-major)."""
+    """bool [F, F], True where the row's frame sees the column's, as attention over F * S tokens (frame-major); or [B, F, F],
+    one for each sample."""
 
     def __init__(self, visible: Tensor, tokens: int, backend: AttentionBackend = "auto") -> None:
         """tokens: S, of one frame. backend: `auto` is `flex` on CUDA and `blocks` elsewhere."""
-        if visible.ndim != 2 or visible.shape[0] != visible.shape[1] or visible.dtype != torch.bool:
-            raise ShapeError(f"mask {visible.dtype} {tuple(visible.shape)}: expected bool [F, F] over the frames")
+        if visible.ndim not in (2, 3) or visible.shape[-1] != visible.shape[-2] or visible.dtype != torch.bool:
+            raise ShapeError(
+                f"mask {visible.dtype} {tuple(visible.shape)}: expected bool [F, F] or [B, F, F] over the frames"
+            )
         self.visible, self.tokens, self.backend = visible.cpu(), tokens, backend
-        rows = [tuple(row.nonzero().flatten().tolist()) for row in self.visible]
-        self.groups = {seen: [i for i, row in enumerate(rows) if row == seen] for seen in dict.fromkeys(rows)}
+        # By whose rows (None: those of all samples) and what is seen, the rows.
+        self.groups: dict[tuple[int | None, tuple[int, ...]], list[int]] = {}
+        each = self.visible if visible.ndim == 3 else self.visible[None]
+        for i, alike in enumerate((each == each[:1]).all(dim=(0, 2)).tolist()):
+            for b in range(1 if alike else len(each)):
+                seen = tuple(each[b, i].nonzero().flatten().tolist())
+                self.groups.setdefault((None if alike else b, seen), []).append(i)
         self._prepared: dict[object, object] = {}
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, always: Always | None = None) -> Tensor:
@@ -96,24 +108,31 @@ class FrameMask:
     def _blocks(self, q: Tensor, k: Tensor, v: Tensor, always: Always | None) -> Tensor:
         # Split once: the gradient of a split is one concatenation, that of every slice a tensor of full size.
         keys, values = (x.split(self.tokens, dim=2) for x in (k, v))
-        own = q.shape[2] // len(self.visible)
+        own = q.shape[2] // self.visible.shape[-1]
         queries = q.split(own, dim=2)
-        out: list[Tensor] = [q] * len(queries)
-        over = attention if always is None else always.attend
-        for seen, rows in self.groups.items():
-            some = torch.cat([queries[i] for i in rows], dim=2)
-            K, V = (torch.cat([x[j] for j in seen], dim=2) for x in (keys, values))
-            for i, piece in zip(rows, over(some, K, V).split(own, dim=2), strict=True):
-                out[i] = piece
-        return torch.cat(out, dim=2)
+        out: list[dict[int, Tensor]] = [{} for _ in queries]  # by row, then by sample
+        for (sample, seen), rows in self.groups.items():
+            Q, K, V = ([x[i] for i in some] for x, some in ((queries, rows), (keys, seen), (values, seen)))
+            beside = always
+            if sample is not None:
+                one = slice(sample, sample + 1)
+                Q, K, V = ([x[one] for x in parts] for parts in (Q, K, V))
+                beside = None if always is None else always.of(one)
+            over = attention if beside is None else beside.attend
+            found = over(torch.cat(Q, dim=2), torch.cat(K, dim=2), torch.cat(V, dim=2))
+            for i, piece in zip(rows, found.split(own, dim=2), strict=True):
+                out[i][sample or 0] = piece
+        whole = [row[0] if len(row) == 1 else torch.cat([row[b] for b in sorted(row)]) for row in out]
+        return torch.cat(whole, dim=2)
 
     def _dense(self, q: Tensor, k: Tensor, v: Tensor, always: Always | None) -> Tensor:
         if q.device not in self._prepared:
-            self._prepared[q.device] = Visibility.expand(self.visible, self.tokens).to(q.device)
+            spread = Visibility.expand(self.visible, self.tokens).to(q.device)
+            self._prepared[q.device] = spread if spread.ndim == 2 else spread[:, None]
         mask = self._prepared[q.device]
         assert isinstance(mask, Tensor)
         if always is not None:
-            known = always.known()[:, None, None].expand(-1, -1, len(mask), -1)
+            known = always.known()[:, None, None].expand(-1, -1, mask.shape[-1], -1)
             mask = torch.cat([known, mask.expand(len(q), 1, -1, -1)], dim=-1)
             k, v = always.before(k, v)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -125,12 +144,14 @@ class FrameMask:
         valid = None if always is None else always.valid
         if (q.device, ahead) not in self._prepared or valid is not None:
             visible, S, L = self.visible.to(q.device), self.tokens, q.shape[2]
+            each = visible.ndim == 3
 
             def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-                own = (j >= ahead) & visible[i // S, (j - ahead).clamp(min=0) // S]
+                row, column = i // S, (j - ahead).clamp(min=0) // S
+                own = (j >= ahead) & (visible[b, row, column] if each else visible[row, column])
                 return own | ((j < ahead) if valid is None else (j < ahead) & valid[b, j.clamp(max=ahead - 1)])
 
-            batch = None if valid is None else len(q)
+            batch = len(q) if each or valid is not None else None
             self._prepared[q.device, ahead] = create_block_mask(sees, batch, None, L, ahead + L, device=q.device.type)
         mask = self._prepared[q.device, ahead]
         assert isinstance(mask, BlockMask)

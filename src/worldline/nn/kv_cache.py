@@ -8,12 +8,14 @@ Invariants (both makes):
 - Keys are stored after RoPE (absolute latent index) and, for camera streams, in the world frame: an entry depends on its
   own frame alone and is never touched again, except by `transform` when the world is re-anchored and, in a ring, by `turn`
   where a policy moves positions.
+- Frames recalled from beyond the window are kept elsewhere (`rollout.memory`) and shown through `remember`, from the next
+  pass on, beside the visible history.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -23,6 +25,7 @@ from worldline.functional.masks import Visibility
 from worldline.schema import WorldlineError
 
 Stream = tuple[int, str]  # (layer, "main" or "camera")
+KeysValues = Mapping[Stream, tuple[Tensor, Tensor]]  # [B, N, L, Dh] each
 
 
 class KVCache(ABC):
@@ -43,6 +46,10 @@ class KVCache(ABC):
         """Close a commit of `n` frames; every layer has been written by now."""
         self.frames += n
 
+    def remember(self, recalled: KeysValues, frames: int) -> None:
+        """Let what follows also see so many frames with these keys and values, in place of those remembered before."""
+        raise WorldlineError(f"a {type(self).__name__} has no memory; expected a ring or blocks")
+
     @abstractmethod
     def fork(self) -> KVCache:
         """An independent cache of the same contents."""
@@ -58,10 +65,13 @@ class BlockCache(KVCache):
     def __init__(self, visibility: Visibility) -> None:
         super().__init__(visibility)
         self._blocks: dict[Stream, tuple[tuple[Tensor, Tensor], ...]] = {}
+        self._recalled: KeysValues = {}
 
     def attend(self, stream: Stream, k: Tensor, v: Tensor, n: int) -> tuple[Tensor, Tensor]:
         blocks = self._blocks.get(stream, ())
         past = [blocks[f] for f in self.history(n)]
+        if stream in self._recalled:
+            past.append(self._recalled[stream])
         if self.writing:
             own = tuple(zip(k.detach().chunk(n, dim=2), v.detach().chunk(n, dim=2), strict=True))
             self._blocks[stream] = blocks[: self.frames] + own
@@ -69,24 +79,57 @@ class BlockCache(KVCache):
             return k, v
         return torch.cat([*(p[0] for p in past), k], dim=2), torch.cat([*(p[1] for p in past), v], dim=2)
 
+    def remember(self, recalled: KeysValues, frames: int) -> None:
+        """See KVCache."""
+        self._recalled = recalled
+
     def fork(self) -> BlockCache:
         other = BlockCache(self.visibility)
         other.frames, other._blocks = self.frames, dict(self._blocks)  # blocks are immutable: sharing them is a copy
+        other._recalled = self._recalled
         return other
 
     def transform(self, fn: Callable[[Stream, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
         self._blocks = {s: tuple(fn(s, k, v) for k, v in blocks) for s, blocks in self._blocks.items()}
+        self._recalled = {s: fn(s, k, v) for s, (k, v) in self._recalled.items()}
+
+
+class FrameCache(KVCache):
+    """The keys and values of one latent frame that is encoded alone; a value, but for `transform`."""
+
+    def __init__(self) -> None:
+        super().__init__(Visibility())
+        self.writing = True
+        self.blocks: dict[Stream, tuple[Tensor, Tensor]] = {}
+
+    def attend(self, stream: Stream, k: Tensor, v: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """The frame sees itself."""
+        self.blocks[stream] = (k.detach(), v.detach())
+        return k, v
+
+    def rows(self, batch: slice) -> FrameCache:
+        """Of some samples."""
+        other = FrameCache()
+        other.blocks = {s: (k[batch], v[batch]) for s, (k, v) in self.blocks.items()}
+        return other
+
+    def fork(self) -> FrameCache:
+        return self.rows(slice(None))
+
+    def transform(self, fn: Callable[[Stream, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.blocks = {s: fn(s, k, v) for s, (k, v) in self.blocks.items()}
 
 
 class RingCache(KVCache):
-    """Static buffers for streaming: `sink` slots, then a ring of `window` slots, written in place.
+    """Static buffers for streaming: `sink` slots, a ring of `window` slots, then `memory` slots, written in place.
 
     Frame f >= sink lives in ring slot (f - sink) mod window. The chunk being denoised is written to the slots of exactly
     those frames that its own window evicts, so what a chunk may see is always a contiguous prefix of the buffer: no
-    concatenation, no roll, no mask (the order of keys does not matter to softmax).
+    concatenation, no roll, no mask (the order of keys does not matter to softmax). Frames are remembered once the ring is full,
+    and seen by passes that see a full ring.
     """
 
-    def __init__(self, visibility: Visibility, capacity: int | None = None) -> None:
+    def __init__(self, visibility: Visibility, capacity: int | None = None, memory: int = 0) -> None:
         super().__init__(visibility)
         window = visibility.window if visibility.window is not None else capacity
         if window is None:
@@ -98,7 +141,7 @@ class RingCache(KVCache):
                 f"window of {window} latent frames is shorter than a chunk of {visibility.chunk} or a prefix of "
                 f"{visibility.prefix}; expected a window of at least the longer of the two"
             )
-        self.window = window
+        self.window, self.memory, self.remembered = window, memory, 0
         self._k: dict[Stream, Tensor] = {}
         self._v: dict[Stream, Tensor] = {}
         self._slots: dict[int, Tensor] = {}  # by their number: a recorded pass reads them where they were
@@ -131,11 +174,28 @@ class RingCache(KVCache):
             raise WorldlineError(
                 f"latent frame {end - 1} exceeds the cache's capacity of {self.window} frames; give Visibility a window"
             )
-        return min(end, sink) + min(max(end - sink - self._gap, 0), self.window)
+        found = min(end, sink) + min(max(end - sink - self._gap, 0), self.window)
+        return found + self.remembered if found == sink + self.window else found
 
     def full(self, n: int) -> bool:
         """Whether n frames to come see as many as any later ones will, in buffers that are there."""
-        return bool(self._k) and self._visible(n) == self.visibility.sink + self.window
+        return bool(self._k) and self._visible(n) == self.capacity
+
+    @property
+    def capacity(self) -> int:
+        """Frames there is room for."""
+        return self.visibility.sink + self.window + self.memory
+
+    def remember(self, recalled: KeysValues, frames: int) -> None:
+        """See KVCache; at most `memory` frames."""
+        if frames > self.memory:
+            raise WorldlineError(f"{frames} frames to remember in {self.memory} slots; expected no more than slots")
+        self.remembered = 0  # until all are there
+        for stream, (k, v) in recalled.items():
+            at = (self.visibility.sink + self.window) * (k.shape[2] // frames)
+            self._k[stream][:, :, at : at + k.shape[2]] = k
+            self._v[stream][:, :, at : at + v.shape[2]] = v
+        self.remembered = frames
 
     @contextmanager
     def placed(self, n: int, S: int, device: torch.device) -> Iterator[int]:
@@ -153,8 +213,8 @@ class RingCache(KVCache):
         B, N, L, Dh = k.shape
         S = L // n
         if stream not in self._k:
-            capacity = (self.visibility.sink + self.window) * S
-            self._k[stream], self._v[stream] = k.new_zeros(B, N, capacity, Dh), v.new_zeros(B, N, capacity, Dh)
+            room = self.capacity * S
+            self._k[stream], self._v[stream] = k.new_zeros(B, N, room, Dh), v.new_zeros(B, N, room, Dh)
         K, V = self._k[stream], self._v[stream]
         if self._placed is not None:
             slots, visible = self._placed
@@ -170,8 +230,8 @@ class RingCache(KVCache):
 
     def fork(self, copies: int = 1) -> RingCache:
         """An independent cache of the same contents; with `copies`, of so many continuations as one batch [copies * B]."""
-        other = RingCache(self.visibility, self.window)
-        other.frames, other._gap = self.frames, self._gap
+        other = RingCache(self.visibility, self.window, self.memory)
+        other.frames, other._gap, other.remembered = self.frames, self._gap, self.remembered
         other._k, other._v, other._written = (
             {s: t.clone() if copies == 1 else t.repeat(copies, *[1] * (t.ndim - 1)) for s, t in held.items()}
             for held in (self._k, self._v, self._written)
@@ -192,7 +252,8 @@ class RingCache(KVCache):
         """Replace the keys of the window by fn(stream, k), k [B, N, window, S, Dh] by slots, as they were written: turned
         anew each time, they do not gather rounding. Sinks stay."""
         for stream, K in self._k.items():
-            window = K.unflatten(2, (self.visibility.sink + self.window, -1))[:, :, self.visibility.sink :]
+            sink = self.visibility.sink
+            window = K.unflatten(2, (self.capacity, -1))[:, :, sink : sink + self.window]
             if stream not in self._written:
                 self._written[stream] = window.clone()
             window.copy_(fn(stream, self._written[stream]))
@@ -203,7 +264,7 @@ class RingCache(KVCache):
 
     def advance(self, n: int) -> None:
         for stream, written in self._written.items():
-            by_slot = self._k[stream].unflatten(2, (self.visibility.sink + self.window, -1))
+            by_slot = self._k[stream].unflatten(2, (self.capacity, -1))
             for slot in (self.slot(self.frames + i) for i in range(n)):
                 written[:, :, slot] = by_slot[:, :, self.visibility.sink + slot]
         super().advance(n)

@@ -19,6 +19,7 @@ from worldline.models.backbone import Backbone, TextContext
 from worldline.nn.attention import FrameMask
 from worldline.nn.kv_cache import BlockCache, KVCache, RingCache
 from worldline.rollout.denoise import denoise
+from worldline.rollout.memory import Memory
 from worldline.rollout.plan import RolloutPlan
 from worldline.rollout.positions import carried_by, check_policy, shift_at, turn_window
 from worldline.schema import Cameras, TextEmbedding, WorldlineError
@@ -87,8 +88,12 @@ class ChunkLoop:
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache == "blocks"):
             self._texts: list[TextContext] = [model.text_context(p) for p in prompts]
         self._caches: list[KVCache] = [
-            BlockCache(plan.visibility) if cache == "blocks" else RingCache(plan.visibility, capacity) for _ in prompts
+            BlockCache(plan.visibility)
+            if cache == "blocks"
+            else RingCache(plan.visibility, capacity, 0 if plan.history is None else plan.history.slots)
+            for _ in prompts
         ]
+        self.memory = None if plan.history is None else Memory(plan.history, plan.visibility)
 
     @property
     def frames(self) -> int:
@@ -118,6 +123,7 @@ class ChunkLoop:
 
         self._ready = None  # weights may have changed since
         self._place(noise.shape[1])
+        self._recall(noise.shape[1], cameras)
         return denoise(
             self.plan,
             noise,
@@ -155,6 +161,8 @@ class ChunkLoop:
             for text, cache in zip(self._texts, self._caches, strict=True):
                 vs.append(self.model(both, levels, text, cameras=cameras, mask=mask, cache=cache)[:, m:])
                 cache.advance(m)
+            if self.memory is not None:
+                self.memory.recall(0, m, given)
             self._remember(0, x0, given)
             return self._mixed(vs)
 
@@ -210,6 +218,7 @@ class ChunkLoop:
         raises, no frame has been added."""
         x0, start = x0.detach(), self.frames
         self._place(x0.shape[1])
+        self._recall(x0.shape[1], cameras)
         for text, cache in zip(self._texts, self._caches, strict=True):
             cache.writing = True
             try:
@@ -222,11 +231,25 @@ class ChunkLoop:
 
     def _remember(self, start: int, x0: Tensor, cameras: Cameras | None) -> None:
         """Of a stream, keep the clean latents for as long as they are in sight: little beside their keys and values."""
+        if self.memory is not None:
+            self.memory.add(start, x0)
         if not self._stream:
             return
         past, visibility = (*self._past, _Clean(start, x0, cameras, self._shift)), self.plan.visibility
         oldest = 0 if visibility.window is None else self.frames + visibility.chunk - visibility.window
         self._past = tuple(c for c in past if c.start < visibility.sink or c.stop > oldest)
+
+    def recall(self, cameras: Cameras, host: Cameras) -> None:
+        """Choose what the chunk under these cameras recalls. `denoise` and `commit` do so themselves, but wait for the device:
+        here the same cameras are given once more on the host."""
+        if self.memory is not None:
+            self.memory.recall(self.frames, self.frames + cameras.w2c.shape[1], cameras, host)
+
+    @torch.no_grad()
+    def _recall(self, n: int, cameras: Cameras | None) -> None:
+        if self.memory is not None:
+            self.memory.recall(self.frames, self.frames + n, cameras)
+            self.memory.show(self.model, self._texts, self._caches, self._shift)
 
     def _place(self, n: int) -> None:
         """Move the window to where the plan's policy wants it for the next n frames."""
@@ -258,14 +281,15 @@ class ChunkLoop:
     @torch.no_grad()
     def recache(self, text: TextEmbedding) -> None:
         """Continue under another prompt, with a past that was written under it: keys and values of all clean latents in
-        sight are made anew, oldest first, as if the walk had begun with them (LongLive's recache, arXiv:2509.22622). Costs
-        a clean pass a chunk in sight. Needs a stream; where it raises, nothing has changed."""
+        sight are made anew, oldest first, as if the walk had begun with them (LongLive's recache, arXiv:2509.22622); those
+        that are recalled follow when they are next seen. Costs a clean pass a chunk in sight. Needs a stream; where it raises,
+        nothing has changed."""
         if not self._stream:
             raise WorldlineError("recache of a loop that keeps blocks; expected one made with cache='ring'")
         other, visibility = self.fork(), self.plan.visibility
         other.set_text(text)
-        other._caches = [RingCache(visibility, c.window) for c in self._caches if isinstance(c, RingCache)]
-        other._past, other._shift = (), 0
+        other._caches = [RingCache(visibility, c.window, c.memory) for c in self._caches if isinstance(c, RingCache)]
+        other._past, other._shift, other.memory = (), 0, None
         for clean in self._past:
             if clean.start > other.frames:
                 for cache in other._caches:
@@ -273,12 +297,16 @@ class ChunkLoop:
                     cache.restart(clean.start)
             other.commit(clean.x0, clean.cameras)
         self._texts, self._caches, self._past, self._shift = other._texts, other._caches, other._past, other._shift
+        if self.memory is not None:
+            self.memory.renew()
 
     @torch.no_grad()
     def reanchor(self, world: Tensor) -> None:
         """Move the cached world: world [B, 4, 4] maps old to new world coordinates. Exact up to rounding."""
         for cache in self._caches:
             self.model.reanchor(cache, world)
+        if self.memory is not None:
+            self.memory.reanchor(self.model, world)
         back = torch.linalg.inv(world.double())[:, None]
         self._past = tuple(
             c
@@ -297,6 +325,7 @@ class ChunkLoop:
         other._stream, other._chunkwise, other._ready = self._stream, self._chunkwise, None
         other._past, other._shift, other._copies = self._past, self._shift, self._copies * copies
         other._caches = [c.fork(copies) if isinstance(c, RingCache) else c.fork() for c in self._caches]
+        other.memory = None if self.memory is None else self.memory.fork(copies)
         if copies != 1:
             other._texts = [
                 TextContext(tuple((_tiled(k, copies), _tiled(v, copies)) for k, v in t.layers)) for t in self._texts

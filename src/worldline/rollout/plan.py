@@ -8,6 +8,7 @@ from typing import Literal
 
 from worldline.functional.flow import few_step_sigmas, sampling_sigmas
 from worldline.functional.masks import Visibility
+from worldline.rollout.history import HistoryPolicy
 from worldline.rollout.positions import POSITIONS, Positions
 from worldline.schema import WorldlineError
 
@@ -22,7 +23,7 @@ class RolloutPlan:
     sigmas: descending noise levels at which the model is called, first 1.0; the final 0 is implied.
     guidance: classifier-free scale, v = u + guidance (c - u); 1 calls the model once a step.
     positions: where sinks stand in walks longer than the training's (`rollout.positions`); horizon: for `clamp`, the latent
-    frames of the longest training clip.
+    frames of the longest training clip. history: recalls latent frames from beyond the window (`rollout.history`).
     """
 
     visibility: Visibility
@@ -31,6 +32,7 @@ class RolloutPlan:
     guidance: float = 1.0
     positions: Positions = "absolute"
     horizon: int | None = None
+    history: HistoryPolicy | None = None
 
     def __post_init__(self) -> None:
         if self.positions not in POSITIONS or (self.positions == "clamp") != (self.horizon is not None):
@@ -38,21 +40,31 @@ class RolloutPlan:
                 f"positions {self.positions!r} with horizon {self.horizon}: expected one of {POSITIONS}, and a horizon for "
                 "'clamp' alone"
             )
+        if self.history is not None and (self.visibility.window is None or self.visibility.bidirectional):
+            raise WorldlineError(f"memory with {self.visibility}; expected a causal window, beyond which it remembers")
         levels = (*self.sigmas, 0.0)
         if len(levels) < 2 or any(a <= b for a, b in pairwise(levels)) or levels[0] > 1.0:
             raise WorldlineError(f"sigmas {self.sigmas}: expected descending levels in (0, 1]")
 
     @staticmethod
-    def few_step(visibility: Visibility, steps: int = 4, shift: float = 5.0) -> RolloutPlan:
+    def few_step(
+        visibility: Visibility, steps: int = 4, shift: float = 5.0, history: HistoryPolicy | None = None
+    ) -> RolloutPlan:
         """The few-step student: predict x0, re-noise to the next level (1, .9375, .8333, .625 for 4 steps, shift 5)."""
         if steps not in RAW_STEPS:
             raise WorldlineError(f"{steps} few-step denoising steps; expected one of {sorted(RAW_STEPS)}")
-        return RolloutPlan(visibility, tuple(float(s) for s in few_step_sigmas(RAW_STEPS[steps], shift)))
+        levels = tuple(float(s) for s in few_step_sigmas(RAW_STEPS[steps], shift))
+        return RolloutPlan(visibility, levels, history=history)
 
     @staticmethod
     def multi_step(
-        visibility: Visibility, steps: int = 50, guidance: float = 3.0, shift: float = 5.0, solver: Solver = "unipc"
+        visibility: Visibility,
+        steps: int = 50,
+        guidance: float = 3.0,
+        shift: float = 5.0,
+        solver: Solver = "unipc",
+        history: HistoryPolicy | None = None,
     ) -> RolloutPlan:
         """The multi-step teacher on the shifted grid."""
         levels = tuple(float(s) for s in sampling_sigmas(steps, shift)[:-1])
-        return RolloutPlan(visibility, levels, solver, guidance)
+        return RolloutPlan(visibility, levels, solver, guidance, history=history)

@@ -17,7 +17,7 @@ sinks keep theirs:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,22 @@ from worldline.nn.kv_cache import RingCache, Stream
 from worldline.schema import Cameras, WorldlineError
 
 Positions = Literal["absolute", "rebased", "clamp"]
+
+
+class Rotary(Protocol):
+    """What a backbone's config says of its keys. rotary: base of the frequencies, and how many pairs of a head turn with time,
+    row and column (None: as `rope_angles` splits them)."""
+
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def rotary(self) -> tuple[float, tuple[int, int, int] | None]: ...
+    @property
+    def camera(self) -> str: ...
+    @property
+    def camera_dims(self) -> int: ...
+
+
 POSITIONS: tuple[Positions, ...] = ("absolute", "rebased", "clamp")
 
 
@@ -43,14 +59,24 @@ def shift_at(policy: Positions, visibility: Visibility, horizon: int | None, end
     return max(0, end - (in_sight if horizon is None else max(in_sight, horizon)))
 
 
-def time_turn(head_dim: int, frames: int) -> Tensor:
+def time_turn(config: Rotary, frames: int) -> Tensor:
     """What moves a rotated key `frames` later in time, multiplied on the right: float64 [Dh, Dh]."""
-    cos, sin = (x.double().flatten() for x in rope_angles(torch.tensor([[frames, 0, 0]]), head_dim))
+    theta, sizes = config.rotary
+    cos, sin = (
+        x.double().flatten() for x in rope_angles(torch.tensor([[frames, 0, 0]]), config.head_dim, theta, sizes)
+    )
     pairs = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], dim=-2)  # [Dh / 2, 2, 2]
     return torch.block_diag(*pairs.unbind(0))
 
 
-def carried_by(config: WanConfig, cameras: Cameras | None) -> Tensor | None:
+def moved_key(config: Rotary, frames: int, camera: Cameras | None) -> Tensor:
+    """What a key of one frame, batch 1, is multiplied by (on the right) to stand `frames` latent frames later in time, under its
+    camera [1, 1]: float64 [Dh, Dh]."""
+    turn, carried = time_turn(config, frames), carried_by(config, camera)
+    return turn if carried is None else torch.linalg.solve(carried[0, 0], turn.to(carried.device) @ carried[0, 0])
+
+
+def carried_by(config: Rotary, cameras: Cameras | None) -> Tensor | None:
     """What a key was multiplied by after its rotation, float64 [B, T, Dh, Dh]; None where nothing was."""
     if config.camera != "fused" or cameras is None:
         return None
@@ -70,7 +96,7 @@ def turn_window(model: Backbone, cache: RingCache, turns: dict[int, tuple[int, T
     Dh = model.config.head_dim
     turning: list[Tensor] = [torch.eye(Dh, dtype=torch.float64)[None, None]] * cache.window
     for frame, (later, carried) in turns.items():
-        turn = time_turn(Dh, later)[None, None]
+        turn = time_turn(model.config, later)[None, None]
         if carried is not None:
             turn = torch.linalg.solve(carried, turn.to(carried.device) @ carried)
         turning[cache.slot(frame)] = turn

@@ -70,6 +70,12 @@ class HunyuanConfig:
         return self.head_dim if self.camera == "branch" else int(self.head_dim * self.camera_share) // 4 * 4
 
     @property
+    def rotary(self) -> tuple[float, tuple[int, int, int]]:
+        """Base of the rotary frequencies; how many pairs turn with time, row and column."""
+        t, h, w = self.rope_dims
+        return self.rope_theta, (t // 2, h // 2, w // 2)
+
+    @property
     def text_len(self) -> int:
         """Tokens of a prompt's embedding, all sources."""
         return sum(self.text_lens)

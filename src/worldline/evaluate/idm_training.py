@@ -46,7 +46,7 @@ NOISE = 10.0  # grey levels, at most
 UNSEEN = -1  # label of a step that no frame tells: walking into a wall
 Say = Callable[[str], None]
 BRIEF: dict[str, Any] = {
-    "steps": 1600, "batch_size": 8, "lr": 2e-3, "warmup": 50, "ema_decay": 0.995, "log_every": 50, "save_every": 100_000,
+    "steps": 1600, "batch_size": 8, "lr": 1e-3, "warmup": 50, "ema_decay": 0.995, "log_every": 50, "save_every": 100_000,
     "save_minutes": 1e9,
 }  # fmt: skip # ten minutes of one core with all that comes before
 

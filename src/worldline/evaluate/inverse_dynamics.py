@@ -1,8 +1,8 @@
 """Inverse dynamics: which keys must have been held, judged by the frames alone.
 
 A small network, trained on rendered clips of the simulator and shipped (`assets/evaluation/idm.safetensors`), reads
-luminance: filters shared by six frames about a step, their sums over time (motion energy, Adelson and Bergen 1985), a few
-convolutions, and a view of four steps to either side. What it reads on a replay is its ceiling; a world whose keys can be
+luminance: filters shared by six frames about a step, the energy of pairs of their sums over time (motion energy, Adelson
+and Bergen 1985), a few convolutions, and a view of four steps to either side. What it reads on a replay is its ceiling; a world whose keys can be
 read back as surely answers its player. It was shown blurred, noisy and decoded frames, so that softness is not taken for
 stillness.
 """
@@ -27,6 +27,7 @@ from worldline.schema import ShapeError, WorldlineError
 FILE = "idm.safetensors"
 SHIPPED = Path(__file__).parents[1] / "assets" / "evaluation" / FILE
 AT_ONCE = 256  # steps a forward
+EPS = 1e-4  # keeps the root of no motion differentiable
 FLAT = 4.0  # grey levels: contrast below which a frame is not stretched to unit contrast
 
 
@@ -52,7 +53,7 @@ class InverseDynamics(nn.Module):
         self.config = c = config
         near, mid, far = c.channels
         self.filters = nn.Conv2d(1, c.filters, 8, stride=4, padding=2)
-        self.motion = nn.Conv2d(c.filters * (2 + c.before + c.after), near, 1)
+        self.motion = nn.Conv2d(c.filters * (2 + c.before + c.after), 2 * near, 1)
         self.halve = nn.Conv2d(near, mid, 3, stride=2, padding=1)
         self.quarter = nn.Conv2d(mid, far, 3, stride=2, padding=1)
         self.norms = nn.ModuleList(nn.GroupNorm(8, n) for n in (near, mid, far))
@@ -70,7 +71,9 @@ class InverseDynamics(nn.Module):
         ends = [seen[:, :1]] * c.before, [seen[:, -1:]] * c.after
         steps = torch.cat([*ends[0], seen, *ends[1]], dim=1).unfold(1, 2 + c.before + c.after, 1)  # [B, T, C, h, w, n]
         x = steps.permute(0, 1, 5, 2, 3, 4).flatten(2, 3).flatten(0, 1)
-        for conv, norm in zip((self.motion, self.halve, self.quarter), self.norms, strict=True):
+        one, other = self.motion(x).float().chunk(2, dim=1)
+        x = self.norms[0]((one.square() + other.square() + EPS).sqrt())
+        for conv, norm in zip((self.halve, self.quarter), self.norms[1:], strict=True):
             x = F.silu(norm(conv(x)))
         x = F.silu(self.whole(x.flatten(1))).unflatten(0, (B, T)).transpose(1, 2)
         x = self.far(F.silu(self.near(x)))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.stream.test_session import controls
 from tests.tiny_world import HEIGHT, WIDTH, write_tiny_world
 
+from worldline.rollout.history import CameraMemory
 from worldline.schema import Controls, WorldlineError
 from worldline.stream import moment as moment_module
 from worldline.stream.engine import Engine
@@ -26,6 +27,14 @@ def plain(tmp_path_factory) -> Engine:
 @pytest.fixture(scope="module")
 def rounding(tmp_path_factory) -> Engine:
     return Engine.load(write_tiny_world(tmp_path_factory.mktemp("half")), dtype="bfloat16", threads=1, warm=False)
+
+
+@pytest.fixture(scope="module")
+def remembering(tmp_path_factory) -> Engine:
+    """Recalls from the third chunk on, changes its mind often, and moves what it recalls in time from the fifth."""
+    memory = CameraMemory(slots=2, margin=0.01, changes=1, far=1.0, horizon=5)
+    root = write_tiny_world(tmp_path_factory.mktemp("memory"), window=2, memory=memory)
+    return Engine.load(root, dtype="float32", threads=1, warm=False)
 
 
 small = st.integers(0, 3)
@@ -174,6 +183,8 @@ def play(engine: Engine, folder: Path, calls) -> None:
         except IndexError:
             assert what == "revise"
         game.check()
+    game.step(3)  # what was poisoned last is noticed by the next step alone, and mended by another draw
+    game.check()
     game.check_replay()
 
 
@@ -186,11 +197,17 @@ def test_a_log_is_its_walk_after_any_calls(plain, tmp_path_factory, calls):
     play(plain, tmp_path_factory.mktemp("play"), calls)
 
 
+@settings(settled, max_examples=8)
+@given(st.lists(CALLS, min_size=4, max_size=10))
+def test_a_log_is_its_walk_after_any_calls_with_memory(remembering, tmp_path_factory, calls):
+    play(remembering, tmp_path_factory.mktemp("play"), calls)
+
+
 @pytest.mark.slow
 @settings(settled, max_examples=300)
-@given(st.booleans(), st.lists(CALLS, min_size=6, max_size=24))
-def test_a_log_is_its_walk_after_many_calls(plain, rounding, tmp_path_factory, half, calls):
-    play(rounding if half else plain, tmp_path_factory.mktemp("play"), calls)
+@given(st.integers(0, 2), st.lists(CALLS, min_size=6, max_size=24))
+def test_a_log_is_its_walk_after_many_calls(plain, rounding, remembering, tmp_path_factory, which, calls):
+    play((plain, rounding, remembering)[which], tmp_path_factory.mktemp("play"), calls)
 
 
 @pytest.mark.parametrize("where", ["denoise", "commit", "decode", "noise", "poison"])

@@ -13,6 +13,7 @@ EXAMPLES = """\
   worldline serve --host 0.0.0.0 --token auto           for others: prints an address that holds a new token
   worldline serve WORLD --device cuda:0 --device cuda:1 a process for each device, one walk at a time on each
   worldline serve --workers 2 --lease 5 --idle 2        two processes; who waits gets a seat after five minutes
+  worldline serve --webrtc                              a video track for pages opened with ?transport=webrtc
   docs/serving.md tells of limits, metrics and proxies; docs/protocol.md of clients
 """
 
@@ -24,6 +25,9 @@ def add(subcommands: Subcommands) -> None:
     where = sub.add_argument_group("where")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     where.add_argument("--port", type=int, default=8000, metavar="N", help="port (default: 8000)")
+    where.add_argument(
+        "--webrtc", action="store_true", help="offer pictures over WebRTC, too (pip install 'worldline[webrtc]')"
+    )
     who = sub.add_argument_group("who may come in")
     who.add_argument(
         "--token", metavar="T", default=os.environ.get("WORLDLINE_TOKEN"),
@@ -84,5 +88,5 @@ def main(args: argparse.Namespace) -> int:
     def ready(url: str) -> None:
         Console().print(f"{world} is at [bold]{url}[/] (Ctrl-C stops it)", highlight=False, soft_wrap=True)
 
-    serve(seats, host=args.host, port=args.port, access=access, rules=rules, on_ready=ready)
+    serve(seats, host=args.host, port=args.port, access=access, rules=rules, webrtc=args.webrtc, on_ready=ready)
     return 0

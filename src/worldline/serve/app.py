@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Response, WebSocket
@@ -28,11 +28,26 @@ from worldline.serve.connection import Connection
 from worldline.serve.gate import Access, Gate
 from worldline.serve.http import CLIENT, refused, routes
 from worldline.serve.lobby import Lobby, Rules, Visit
-from worldline.serve.protocol import MAX_MESSAGE, MESSAGES_PER_S, Hello, Leave, Ping, ProtocolError, parse
+from worldline.serve.protocol import (
+    MAX_MESSAGE,
+    MESSAGES_PER_S,
+    Ack,
+    Codec,
+    Hello,
+    Input,
+    Leave,
+    Ping,
+    ProtocolError,
+    Rtc,
+    parse,
+)
 from worldline.serve.seats import LocalSeat, Seat
 from worldline.serve.spool import Spool
 from worldline.serve.window import TokenBucket
 from worldline.stream.engine import Engine
+
+if TYPE_CHECKING:
+    from worldline.serve.rtc import Rtc as Peers
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 HELLO_S = 5.0  # for the first message
@@ -40,6 +55,7 @@ MAX_BAD_MESSAGES = 50  # of one connection, before it is closed
 BURST = 600.0  # messages at once, beside protocol.MESSAGES_PER_S
 MAX_THROTTLED = 6000
 MAX_CONNECTIONS = 256
+MAX_OFFERS = 8  # of WebRTC, by one connection
 logger = logging.getLogger(__name__)
 
 
@@ -58,9 +74,11 @@ def create_app(
     access: Access | None = None,
     rules: Rules | None = None,
     spool: Path | None = None,
+    webrtc: Peers | None = None,
 ) -> FastAPI:
     """The application. world: an engine, a function that loads one, or seats of their own making. spool: an existing
-    directory for sessions' files (a temporary one by default). The lobby is `app.state.lobby`."""
+    directory for sessions' files (a temporary one by default). webrtc: clients may ask for a video track of such peers.
+    The lobby is `app.state.lobby`."""
     if isinstance(world, Engine):
         engine = world
         seats: Sequence[Seat] = [LocalSeat(lambda: engine)]
@@ -69,6 +87,7 @@ def create_app(
     else:
         seats = world
     lobby = Lobby(seats, Spool(spool or Path(tempfile.mkdtemp(prefix="worldline-"))), rules)
+    lobby.webrtc = webrtc is not None
     codec = ThreadPoolExecutor(1, "upload")
 
     @contextlib.asynccontextmanager
@@ -102,17 +121,17 @@ def create_app(
         connections.add(connection)
         lobby.counters["connections"] += 1
         try:
-            await converse(connection, lobby)
+            await converse(connection, lobby, webrtc)
         finally:
             connections.discard(connection)
 
     return app
 
 
-async def converse(connection: Connection, lobby: Lobby) -> None:
+async def converse(connection: Connection, lobby: Lobby, webrtc: Peers | None = None) -> None:
     """One connection, from hello to its end."""
     writing = asyncio.create_task(connection.write())
-    tasks = (writing, asyncio.create_task(_read(connection, lobby)))
+    tasks = (writing, asyncio.create_task(_read(connection, lobby, webrtc)))
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if connection.code is None:
@@ -127,11 +146,13 @@ async def converse(connection: Connection, lobby: Lobby) -> None:
             if isinstance(end, Exception):
                 lobby.counters["failures"] += 1
                 logger.error("a connection failed", exc_info=end)
+        if connection.peer is not None:
+            await connection.peer.close()
         with contextlib.suppress(Exception):
             await asyncio.wait_for(connection.ws.close(connection.code or 1011, connection.reason), 2.0)
 
 
-async def _read(connection: Connection, lobby: Lobby) -> None:
+async def _read(connection: Connection, lobby: Lobby, webrtc: Peers | None) -> None:
     """Messages until the client leaves. What is not of the protocol is answered and counted."""
     visit: Visit | None = None
     bucket = TokenBucket(MESSAGES_PER_S, BURST)
@@ -156,19 +177,27 @@ async def _read(connection: Connection, lobby: Lobby) -> None:
             try:
                 if received.get("text") is None:
                     raise ProtocolError("a binary message; expected JSON text")
-                visit = await _take(connection, lobby, visit, received["text"])
+                visit = await _take(connection, lobby, visit, received["text"], webrtc)
             except ProtocolError as error:
-                lobby.counters["bad_messages"] += 1
-                connection.bad += 1
-                await connection.send(_text(protocol.error("message", str(error))))
-                if visit is None or connection.bad >= MAX_BAD_MESSAGES:
+                await _malformed(connection, lobby, error)
+                if visit is None:
                     connection.close(4400, "not of this protocol")
     finally:
         if visit is not None:
             await lobby.leave(visit, connection)
 
 
-async def _take(connection: Connection, lobby: Lobby, visit: Visit | None, text: str) -> Visit | None:
+async def _malformed(connection: Connection, lobby: Lobby, error: ProtocolError) -> None:
+    lobby.counters["bad_messages"] += 1
+    connection.bad += 1
+    await connection.send(_text(protocol.error("message", str(error))))
+    if connection.bad >= MAX_BAD_MESSAGES:
+        connection.close(4400, "not of this protocol")
+
+
+async def _take(
+    connection: Connection, lobby: Lobby, visit: Visit | None, text: str, webrtc: Peers | None
+) -> Visit | None:
     """One message. Raises ProtocolError."""
     message = parse(text)
     if visit is None:
@@ -188,9 +217,66 @@ async def _take(connection: Connection, lobby: Lobby, visit: Visit | None, text:
             await lobby.receive(visit, message)  # the walk learns how far its client is
         case Leave():
             lobby.end(visit, "left", "you have left", 1000)
+        case Rtc():
+            await _offered(connection, lobby, visit, message, webrtc)
+        case Codec(codec="track") if connection.peer is None or not connection.peer.ready:
+            said = "there is no video track; send rtc first and wait until the peers are connected"
+            await connection.send(_text(protocol.error("request", said, re=message.id)))
         case _:
             await lobby.receive(visit, message)
     return visit
+
+
+async def _offered(connection: Connection, lobby: Lobby, visit: Visit, offer: Rtc, webrtc: Peers | None) -> None:
+    """Answer an offer of WebRTC; the walk's pictures go on as they did until the client asks for codec `track`."""
+    connection.offers += 1
+    code, said = "", ""
+    if webrtc is None or not lobby.tracks:
+        code, said = (
+            "feature",
+            "this server sends no video tracks; it is started with --webrtc for them, and sides are even",
+        )
+    elif visit.state != "live":
+        code, said = "request", "there is no walk yet: wait for state live"
+    elif connection.offers > MAX_OFFERS:
+        code, said = "request", f"more than {MAX_OFFERS} offers; connect again"
+    if webrtc is None or code:
+        await connection.send(_text(protocol.error(code, said, re=offer.id)))
+        return
+    from worldline.serve.rtc import Peer
+
+    async def steer(text: str | bytes) -> None:
+        """A message of the data channel: what is lost or late there must not matter."""
+        lobby.counters["messages"] += 1
+        try:
+            message = parse(text) if isinstance(text, str) else None
+            if not isinstance(message, (Input, Ack)):
+                raise ProtocolError(
+                    "on the data channel: expected input or ack as JSON text; all else goes over the WebSocket"
+                )
+            await lobby.receive(visit, message)
+        except ProtocolError as error:
+            await _malformed(connection, lobby, error)
+
+    assert lobby.facts is not None
+    old, hello = connection.peer, lobby.facts.hello
+    if old is not None:
+        connection.peer = None
+        await old.close()
+    peer = Peer(webrtc, hello["height"], hello["width"], connection.tell, steer)
+    try:
+        client = connection.ws.client
+        answer = await peer.answer(offer.sdp, "127.0.0.1" if client is None else client.host)
+    except WorldlineError as error:
+        await peer.close()
+        await connection.send(_text(protocol.error("request", str(error), re=offer.id)))
+        return
+    except asyncio.CancelledError:
+        await peer.close()
+        raise
+    connection.peer = peer
+    lobby.counters["webrtc_offers"] += 1
+    await connection.send(_text({"type": "done", "id": offer.id, "of": "rtc", "sdp": answer}))
 
 
 def _text(message: dict[str, Any]) -> str:
@@ -227,6 +313,17 @@ def access_of(host: str, token: str | None, origins: Sequence[str] = (), insecur
     return Access(token, frozenset(LOCAL) if host in LOCAL else None, frozenset(origins))
 
 
+def peers_on(host: str) -> Peers:
+    """How peers of a server on `host` are made. Raises WorldlineError where aiortc is not installed."""
+    try:
+        from worldline.serve.rtc import Rtc as Peers
+    except ImportError as error:
+        raise WorldlineError(
+            f"WebRTC needs aiortc ({error}): pip install 'worldline[webrtc]', or leave --webrtc out"
+        ) from error
+    return Peers.on(host)
+
+
 def serve(
     world: Engine | str | Path | Callable[[], Engine] | Sequence[Seat],
     *,
@@ -235,19 +332,22 @@ def serve(
     access: Access | None = None,
     rules: Rules | None = None,
     spool: Path | None = None,
+    webrtc: bool = False,
     open_browser: bool = False,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve a world until interrupted; the page is there while the world loads.
 
     world: an engine, a world directory, a function that loads one, or seats. access: None is `access_of(host, None)`.
+    webrtc: offer a video track, too, on `host` alone; needs aiortc.
     on_ready: told the page's address once, which holds the token where there is one; the default logs it.
     """
     access = access or access_of(host, None)
+    peers = peers_on(host) if webrtc else None
     listener = listen(host, port)
     try:
         loader = (lambda: Engine.load(world)) if isinstance(world, (str, Path)) else world
-        app = create_app(loader, access=access, rules=rules, spool=spool)
+        app = create_app(loader, access=access, rules=rules, spool=spool, webrtc=peers)
         config = uvicorn.Config(
             app, log_level="info", access_log=False, ws_max_size=MAX_MESSAGE, ws_per_message_deflate=False,
             ws_ping_interval=15.0, ws_ping_timeout=15.0, timeout_graceful_shutdown=5, server_header=False,

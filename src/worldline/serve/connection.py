@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 
+from worldline.serve.protocol import CODECS
+
+if TYPE_CHECKING:
+    from worldline.serve.rtc import Peer
+
 OUTBOX = 32  # messages that may wait for the socket
 FLUSH_S = 2.0  # for what waits when the connection ends
+TRACK = CODECS.index("track")
 
 
 class Connection:
@@ -19,7 +25,8 @@ class Connection:
     def __init__(self, ws: WebSocket) -> None:
         self.ws = ws
         self.greeted = self.scened = False  # whether it has had its hello, and a scene
-        self.bad = self.throttled = 0
+        self.bad = self.throttled = self.offers = 0
+        self.peer: Peer | None = None  # where pictures of codec track go
         self.code: int | None = None  # why the server ends it
         self.reason = ""
         self._items: deque[str | bytes] = deque()
@@ -33,7 +40,11 @@ class Connection:
         return not self._gone and self.code is None
 
     async def send(self, message: str | bytes) -> None:
-        """Queue a message, in order; waits while the client is behind."""
+        """Queue a message, in order; waits while the client is behind. A picture for the video track does not wait."""
+        if isinstance(message, bytes) and message[2] == TRACK:
+            if self.peer is not None:
+                self.peer.show(message)
+            return
         while self.open and len(self._items) >= OUTBOX:
             self._space.clear()
             await self._space.wait()
@@ -48,6 +59,12 @@ class Connection:
                 self.close(4429, "this connection does not read what it is sent")
                 return
             self._items.append(json.dumps(message))
+            self._ready.set()
+
+    def tell(self, header: bytes) -> None:
+        """Queue what belongs to a picture on the video track; a client far behind can do without."""
+        if self.open and len(self._items) < OUTBOX:
+            self._items.append(header)
             self._ready.set()
 
     def close(self, code: int, reason: str = "") -> None:

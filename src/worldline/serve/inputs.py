@@ -52,8 +52,10 @@ class InputState:
         return bool(self._held or self._tapped or any(self._axes) or abs(self._mouse) > 1e-6)
 
     def update(self, message: Input) -> None:
-        """Take a message; one that was overtaken by a later one is dropped."""
+        """Take a message; of one that was overtaken by a later one only the mouse's travel, which adds up in any order."""
         if message.seq < self.seq:
+            self._mouse += message.mouse[0] * DEGREES_PER_PIXEL
+            self.fresh |= message.mouse[0] != 0
             return
         before = (self._held, self._axes)
         self.seq = message.seq

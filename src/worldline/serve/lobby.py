@@ -78,6 +78,8 @@ class Visit:
                 return
         elif message.startswith(SCENE):
             connection.scened = True
+            if connection.peer is not None:
+                connection.peer.forget()
         await connection.send(message)
 
 
@@ -105,6 +107,7 @@ class Lobby:
         self.visits: dict[str, Visit] = {}  # by secret, those not ended
         self.counters: Counter[str] = Counter()
         self.closing = False
+        self.webrtc = False  # whether clients may ask for a video track
         self._played: deque[float] = deque(maxlen=16)  # seconds of the last visits
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stale: deque[tuple[float, str]] = deque()  # ended sessions that may have files
@@ -405,12 +408,19 @@ class Lobby:
         offered = facts.hello["codecs"] if facts is not None else ["jpeg"]
         return next((c for c in hello.codecs if c in offered), "jpeg")
 
+    @property
+    def tracks(self) -> bool:
+        """Whether this world's pictures can go over a video track: colour is halved both ways there."""
+        facts = self.facts
+        return self.webrtc and facts is not None and not (facts.hello["height"] % 2 or facts.hello["width"] % 2)
+
     def _greet(self, visit: Visit) -> None:
         """The hello, once a connection."""
         if visit.connection is None or visit.connection.greeted or self.facts is None:
             return
         visit.connection.greeted = True
-        visit.connection.post(self.facts.hello | {"codec": self._codec(visit.hello)})
+        features = [*self.facts.hello["features"], *(["webrtc"] if self.tracks else [])]
+        visit.connection.post(self.facts.hello | {"codec": self._codec(visit.hello), "features": features})
 
     def _say_live(self, visit: Visit, resumed: bool) -> None:
         if visit.connection is None:

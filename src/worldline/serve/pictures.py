@@ -70,6 +70,19 @@ class Jpeg:
         """Nothing is held."""
 
 
+class Raw:
+    """Pixels, for a video track that encodes them itself."""
+
+    name = "track"
+
+    def encode(self, frame: np.ndarray, key: bool) -> tuple[bytes, bool]:
+        """uint8 [H, W, 3] -> (its bytes, True)."""
+        return frame.tobytes(), True
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class H264:
     """Constrained Baseline in Annex B, one access unit a frame, no delay; parameter sets before every key frame."""
 
@@ -121,7 +134,9 @@ class H264:
 
 
 def encoder_of(codec: str, height: int, width: int, fps: float) -> Encoder:
-    """The encoder of a codec that `codecs_for` lists."""
+    """The encoder of a codec that `codecs_for` lists, or of a video track."""
+    if codec == "track":
+        return Raw()
     return H264(height, width, fps) if codec == "h264" else Jpeg()
 
 

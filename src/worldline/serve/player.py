@@ -348,9 +348,10 @@ class Player:
                 await self._record(command, on)
                 return
             case Codec(codec=codec):
-                if codec not in codecs_for(self._spec.height, self._spec.width):
+                if codec != "track" and codec not in codecs_for(self._spec.height, self._spec.width):
                     raise WorldlineError(f"this world's pictures cannot be sent as {codec}; see codecs in hello")
                 await self._use_codec(codec)
+                self._window.drop()  # what went out the old way may never arrive
             case Keyframe():
                 self._key = True
         await self._done(command)

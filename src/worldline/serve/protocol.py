@@ -24,13 +24,14 @@ MAX_KEYS = 16
 MAX_PROMPT = 500
 MAX_ACTIONS = 4000  # characters of a trajectory
 MAX_STEPS = 64
+MAX_SDP = 20_000  # characters of an offer
 MAX_MOUSE = 1e4  # pixels an input
 FRAME = 1  # the one kind of binary message
 FIRST_OF_CHUNK, KEY, STILL, RECORDING, PLAYING = 1, 2, 4, 8, 16  # flags of a frame
 # version, kind, codec, flags u8; generation, frame, chunk, seq u32; keys u16; right, up, forward i8; 0; skipped u16;
 # yaw f32; server clock ms f64; compute ms, queued ms, pitch f32; little-endian, 52 bytes.
 HEADER = struct.Struct("<BBBBIIIIHbbbxHfdfff")
-CODECS = ("jpeg", "h264")  # by their number on the wire
+CODECS = ("jpeg", "h264", "track")  # by their number on the wire; track: the picture is on the WebRTC video track
 PromptMode = Literal["keep", "recache", "cut", "blend"]
 PROMPT_MODES: tuple[PromptMode, ...] = ("keep", "recache", "cut", "blend")  # the default first
 Retry = Literal["fix", "reset", "reconnect", "later", "never"]
@@ -239,6 +240,13 @@ class Codec(Command):
 
 
 @dataclass(frozen=True)
+class Rtc(Command):
+    """An offer of WebRTC; `done` carries the answer."""
+
+    sdp: str = field(default="", metadata=_NEEDED)
+
+
+@dataclass(frozen=True)
 class Keyframe(Command):
     """The next frame shall be decodable alone."""
 
@@ -436,6 +444,7 @@ _CLIENT: dict[str, _Reader] = {
     "load": (Load, {"file": _file, "watch": _flag}),
     "play": (Play, {"actions": _text(MAX_ACTIONS)}),
     "codec": (Codec, {"codec": _one_of(CODECS)}),
+    "rtc": (Rtc, {"sdp": _text(MAX_SDP, empty=False)}),
     "keyframe": (Keyframe, {}),
     "leave": (Leave, {}),
 }  # fmt: skip

@@ -7,7 +7,22 @@ import os
 import sys
 from collections.abc import Sequence
 
-from worldline.cli import bench, convert, data, demo, doctor, evaluate, generate, launch, plan, play, run, serve, shelf
+from worldline.cli import (
+    ablate,
+    bench,
+    convert,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    launch,
+    plan,
+    play,
+    run,
+    serve,
+    shelf,
+)
 
 EPILOG = """\
 examples:
@@ -30,7 +45,22 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     top.add_argument("--version", action="store_true", help="print the version and leave")
     subcommands = top.add_subparsers(metavar="COMMAND")
-    for module in (demo, run, launch, plan, play, serve, generate, evaluate, bench, doctor, data, convert, shelf):
+    for module in (
+        demo,
+        run,
+        launch,
+        plan,
+        play,
+        serve,
+        generate,
+        evaluate,
+        ablate,
+        bench,
+        doctor,
+        data,
+        convert,
+        shelf,
+    ):
         module.add(subcommands)
     return top
 

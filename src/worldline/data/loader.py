@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from worldline.data.encode import FORMAT
+from worldline.data.pose_noise import PoseNoise
 from worldline.data.reserved import refuse_reserved
 from worldline.functional.camera import cameras_of
 from worldline.schema import LatentBatch, TextEmbedding, WorldlineError
@@ -43,9 +44,15 @@ class LatentDataset:
     """Encoded clips of one split, held in memory (68 KiB a nano clip)."""
 
     def __init__(
-        self, root: str | Path, split: str = "train", latents: int | None = None, limit: int | None = None
+        self,
+        root: str | Path,
+        split: str = "train",
+        latents: int | None = None,
+        limit: int | None = None,
+        pose_noise: PoseNoise | None = None,
     ) -> None:
-        """latents: use the first so many latent frames of every clip (default: all). limit: use the first so many clips."""
+        """latents: use the first so many latent frames of every clip (default: all). limit: use the first so many clips.
+        pose_noise: cameras as an estimator would have found them."""
         from safetensors.torch import load_file
 
         root = Path(root)
@@ -68,11 +75,14 @@ class LatentDataset:
         if latents is not None and not 1 <= latents <= T:
             raise WorldlineError(f"{latents} latents asked of clips of {T}; expected 1 to {T}")
         self.latents = whole["latents"][:, :latents]
-        self.w2c = gauge(whole["c2w"][:, :latents].double(), float(info["move_scale"]))
+        self.ids = tuple(info["rows"][i]["id"] for i in keep)
+        c2w = whole["c2w"][:, :latents].double()
+        if pose_noise is not None:
+            c2w = pose_noise.apply(c2w, self.ids)
+        self.w2c = gauge(c2w, float(info["move_scale"]))
         self.K = whole["K"][:, :latents].float()
         self.prompts, self.fingerprint = Prompts(load_file(root / "text.safetensors"), info["text"]), info["text"]
         self.prompt = whole["prompt"].tolist()
-        self.ids = tuple(info["rows"][i]["id"] for i in keep)
 
     def __len__(self) -> int:
         return len(self.latents)

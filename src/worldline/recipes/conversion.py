@@ -32,7 +32,12 @@ def latents(ws: Workspace, section: BaseSection | StageSection | None = None) ->
     """The encoded training clips, as long as a stage wants them. Raises WorldlineError where they were made for another
     backbone or do not chunk."""
     frames = None if section is None else section.latents
-    found = LatentDataset(ws.run_dir / "encode" / "latents", "train", latents=frames or ws.recipe.data.latents)
+    found = LatentDataset(
+        ws.run_dir / "encode" / "latents",
+        "train",
+        latents=frames or ws.recipe.data.latents,
+        pose_noise=ws.recipe.data.pose_noise,
+    )
     if found.fingerprint != ws.text_encoder().fingerprint:
         raise WorldlineError(
             f"clips have prompts by {found.fingerprint}, the model takes {ws.text_encoder().fingerprint}"

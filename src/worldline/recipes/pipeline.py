@@ -90,6 +90,15 @@ def _conversion(recipe: Recipe, ws: Workspace) -> list[Node]:
             "latents": stage.latents or recipe.data.latents,
             "model": to_data(recipe.model.config()),
         }
+        # Added since runs were finished: what changes no weights is left out, as those runs had it.
+        del config["validate"]
+        if (watched := recipe.validation(name)) is not None and watched.take == "best":
+            config["validate"] = {
+                **to_data(watched),
+                "frames": [recipe.evaluate.spin_frames, recipe.evaluate.walk_frames],
+            }
+        if recipe.data.pose_noise is not None and not recipe.data.pose_noise.none:
+            config["pose_noise"] = to_data(recipe.data.pose_noise)
         if stage.method != "finetune":
             config["rollout"] = to_data(recipe.rollout)
         external = {

@@ -47,7 +47,7 @@ def sampler(ws: Workspace, stage: str, trainer: Trainer, role: str) -> Callable[
         grid = played.codec.grid
         F = min([*(len(c.frames) for c in clips), grid.pixel_frames(LATENTS + 1)])
         frames = np.stack([c.frames[:F] for c in clips])
-        with _averaged(trainer, role, model):
+        with averaged(trainer, role, model):
             made = played.play(frames[:, 0], [c.cameras[:F] for c in clips], [c.caption for c in clips])
         F = made.shape[1]
         with torch.no_grad():  # as the codec shows it: what a perfect model would make
@@ -58,7 +58,7 @@ def sampler(ws: Workspace, stage: str, trainer: Trainer, role: str) -> Callable[
     return play
 
 
-class _averaged:
+class averaged:
     """The averaged weights in a live network for a while; the live ones come back to the bit. Each process moves its part."""
 
     def __init__(self, trainer: Trainer, role: str, model: nn.Module) -> None:

@@ -9,6 +9,7 @@ from dataclasses import fields as fields_of
 from typing import Any, Literal, get_type_hints
 
 from worldline.data.build import DataConfig
+from worldline.data.pose_noise import PoseNoise
 from worldline.functional.masks import Visibility
 from worldline.methods.autoencoder import AutoencoderConfig
 from worldline.methods.consistency import ConsistencyConfig
@@ -72,6 +73,7 @@ class DataSection:
     build: DataConfig = field(default_factory=DataConfig)
     workers: int | None = None  # rendering processes; null is one a CPU core
     latents: int | None = None  # latent frames of a clip that training uses; null is all
+    pose_noise: PoseNoise | None = None  # train on cameras as an estimator would have found them; null: exact ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,29 @@ class DiffusersSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidateSection:
+    """Measure a stage's averaged weights every so often while it trains, and keep the best. Changes nothing that is learnt."""
+
+    every: int = 0  # steps between measurements, the last step is one in any case; 0 never measures
+    metric: Literal["yaw_corr", "yaw_gain_error", "cross_talk_size", "psnr", "camera_use"] = "yaw_corr"
+    take: Literal["last", "best"] = "last"  # which weights the stage leaves; the others are kept beside them
+    episodes: int = 4  # of either suite, on maps that neither training nor evaluation uses
+    steps: int = 8  # denoising steps of multi-step models
+    seed: int = 1  # of the episodes and the noise
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or min(self.episodes, self.steps) < 1:
+            raise WorldlineError(f"validate: {self}: expected every >= 0, episodes >= 1 and steps >= 1")
+        if self.take == "best" and not self.every:
+            raise WorldlineError("validate.take is best, validate.every 0; expected every >= 1, or take: last")
+
+    @property
+    def better(self) -> Literal["higher", "lower"]:
+        """Which way the metric is good."""
+        return "lower" if self.metric in ("yaw_gain_error", "cross_talk_size") else "higher"
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageSection:
     """One stage of the conversion. `options` are those of its method. A role is an earlier stage, `base`, or, where it
     has a slash, a model directory; `real` may be a diffusers transformer as well."""
@@ -189,6 +214,7 @@ class StageSection:
     options: Any = None
     lora: LoRASection | None = None  # null trains all weights
     train: TrainConfig = field(default_factory=TrainConfig)
+    validate: ValidateSection | None = None  # null is as the recipe says
 
     @staticmethod
     def variant_types(data: Mapping[str, Any], place: Place) -> dict[str, type]:
@@ -272,9 +298,17 @@ class Recipe:
     rollout: RolloutSection = field(default_factory=RolloutSection)
     stages: dict[str, StageSection] = field(default_factory=dict)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+    validate: ValidateSection = field(default_factory=ValidateSection)  # of stages that say nothing of their own
     health: HealthConfig = field(default_factory=HealthConfig)  # of all stages; changes nothing that is learnt
     layout: LayoutConfig = field(default_factory=LayoutConfig)  # of all stages over processes; nor does this
     world: WorldSection = field(default_factory=WorldSection)
+
+    def validation(self, stage: str) -> ValidateSection | None:
+        """How a stage is measured while it trains; None where it is not. The base takes no cameras: it is not."""
+        if stage not in self.stages:
+            return None
+        section = self.stages[stage].validate or self.validate
+        return section if section.every else None
 
     def lora_root(self, stage: str) -> str:
         """The stage whose weights are the frozen base of a stage's adapter; the stage itself where it has none."""

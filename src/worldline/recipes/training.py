@@ -21,12 +21,14 @@ from worldline.recipes.builder import to_data
 from worldline.recipes.cards import card
 from worldline.recipes.networks import merged
 from worldline.recipes.sampling import sampler
+from worldline.recipes.validating import validator
 from worldline.recipes.workspace import Workspace
 from worldline.train.config import TrainConfig
 from worldline.train.diagnosis import Finding
 from worldline.train.health import Health
 from worldline.train.loop import Batches, Result, Trainer
 from worldline.train.parallel import sharded
+from worldline.train.validation import FOLDER, history, read_best
 
 # Settings that change how a run is watched and kept, not what it learns: no part of a stage's hash.
 HARMLESS = (
@@ -81,20 +83,49 @@ def train(
             method, data, config, run_dir, device=device(), progress=progress, observers=[health], layout=layout
         )
         health.play = sampler(ws, stage, trainer, role)
+
+        def line(text: str) -> None:
+            bar.console.print(f"  {text}", markup=False, highlight=False)
+
+        if (watch := validator(ws, stage, trainer, role, run_dir, line)) is not None:
+            trainer.observers = (*trainer.observers, watch)
         result = trainer.fit()
         if result.finished:
             health.finish(result.step)
     if not result.finished:
         raise KeyboardInterrupt
     weights = trainer.trained_state(role)
-    dist.on_main(lambda: _keep(ws, stage, method.roles[role], weights, result, directory))
+    dist.on_main(lambda: _keep_both(ws, stage, method.roles[role], weights, result, directory))
     return result.last
 
 
-def _keep(
+def _keep_both(
     ws: Workspace, stage: str, model: nn.Module, weights: dict[str, Tensor], result: Result, directory: Path
 ) -> None:
-    """Save what was trained as a model of its own."""
+    """Save the last weights and, where the stage was validated, the best: one as the stage's model, one beside it."""
+    section, kept, measured = ws.recipe.validation(stage), read_best(directory / "train"), history(directory / "train")
+    if section is None or kept is None or result.step not in measured:
+        _keep(ws, stage, model, weights, result, directory)
+        return
+    best, what = kept
+    seconds = round(sum(m.seconds for m in measured.values()), 1)
+    last = {**what, "value": measured[result.step].figures[section.metric], "step": result.step}
+    for name, state, said in (("last", weights, last), ("best", best, what)):
+        taken = name == section.take
+        card = {FOLDER: {**said, "weights": name, "measurements": len(measured), "seconds": seconds}}
+        _keep(ws, stage, model, state, result, directory if taken else directory / name, card)
+
+
+def _keep(
+    ws: Workspace,
+    stage: str,
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    result: Result,
+    directory: Path,
+    facts: dict[str, Any] | None = None,
+) -> None:
+    """Save what was trained as a model of its own; facts: further entries of its card."""
     assert isinstance(model, (Backbone, Codec)), "stages train registered models"
     if sharded(model):
         model = build_model(kind_of(model), asdict(model.config))
@@ -102,4 +133,6 @@ def _keep(
     if isinstance(model, LoRARole):
         model = merged(ws, stage, model, directory)
     losses = {k: v for k, v in result.last.items() if k.endswith("/loss")}
-    save_model(model, directory / "model", card(ws, stage, steps=result.step, seconds=result.seconds, losses=losses))
+    said = card(ws, stage, steps=result.step, seconds=result.seconds, losses=losses)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_model(model, directory / "model", said | (facts or {}))

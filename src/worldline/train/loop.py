@@ -123,6 +123,9 @@ class Trainer:
                     self._logged = self._collect()
                     if log is not None:
                         log.write(self.step - 1, self._logged)
+                for watcher in self.observers:
+                    if (found := watcher.after_step(self.step)) and log is not None:
+                        log.write(self.step - 1, {name: float(value) for name, value in found.items()})
                 if self.progress is not None:
                     self.progress(self.step, self.cfg.steps, self._logged)
                 overdue = time.monotonic() - saved > 60 * self.cfg.save_minutes

@@ -50,6 +50,10 @@ class Observer(Protocol):
     def after_update(self, update: Update) -> Scalars | None:
         """Weights and averages are the new ones; gradients are still there."""
 
+    def after_step(self, step: int) -> Scalars | None:
+        """The whole step is over and `step` steps are made. What is returned is logged at once, by its own name, in a line of
+        its own."""
+
 
 class Silent:
     """Watches nothing: a base for observers that need some of the moments."""
@@ -62,5 +66,9 @@ class Silent:
         return None
 
     def after_update(self, update: Update) -> Scalars | None:
+        """Nothing."""
+        return None
+
+    def after_step(self, step: int) -> Scalars | None:
         """Nothing."""
         return None

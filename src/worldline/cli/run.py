@@ -22,6 +22,7 @@ EXAMPLES = """\
   worldline run my.yaml --fork runs/mine --run-dir runs/other --set stages.camera.train.lr=1e-4
                                                  another run that takes over every stage the change leaves alone
   worldline run my.yaml --nproc 8                on eight processes (accelerators) of this machine, which train as one
+  worldline run my.yaml --track tensorboard,wandb    training curves there, too (under the run, offline)
   worldline run my.yaml --print                  show the resolved recipe and stages, run nothing
 """
 
@@ -41,6 +42,7 @@ def add(subcommands: Subcommands) -> None:
     sub.add_argument(
         "--no-preflight", dest="preflight", action="store_false", help="start even if the plan says it will not fit"
     )
+    sub.add_argument("--track", default="", metavar="T,..", help="log to tensorboard, wandb, trackio, rerun, too")
     sub.add_argument("--print", dest="show", action="store_true", help="show the resolved recipe and its stages only")
 
 
@@ -53,7 +55,9 @@ def main(args: argparse.Namespace) -> int:
     from worldline.recipes.load import load_recipe
     from worldline.recipes.pipeline import run
     from worldline.schema import WorldlineError
+    from worldline.track import parse
 
+    track = parse(args.track)
     if args.nproc < 1 or args.restarts < 0:
         raise WorldlineError(f"--nproc {args.nproc} --restarts {args.restarts}: expected at least 1 and 0")
     recipe, run_dir = Path(args.recipe), args.run_dir
@@ -71,8 +75,9 @@ def main(args: argparse.Namespace) -> int:
     dist.start()
     try:
         result = run(
-            resolved, run_dir, from_=args.from_, until=args.until, fork=args.fork, progress=ConsoleProgress(console)
-        )
+            resolved, run_dir, from_=args.from_, until=args.until, fork=args.fork, progress=ConsoleProgress(console),
+            track=track,
+        )  # fmt: skip
     finally:
         dist.stop()
     console.print(
@@ -102,7 +107,7 @@ def check(console: Console, recipe: Recipe, processes: int, until: str | None) -
 
 def given(args: argparse.Namespace, run_dir: Path) -> list[str]:
     """The command line of what was asked, for each of several processes."""
-    optional = {"--from": args.from_, "--until": args.until, "--fork": args.fork}
+    optional = {"--from": args.from_, "--until": args.until, "--fork": args.fork, "--track": args.track or None}
     words = [str(word) for name, value in optional.items() if value is not None for word in (name, value)]
     overrides = [word for override in args.overrides for word in ("--set", override)]
     return ["run", args.recipe, "--run-dir", str(run_dir), *words, *overrides, "--nproc", str(args.nproc)]

@@ -32,9 +32,9 @@ class RunResult:
     report: Path | None
 
 
-def plan(recipe: Recipe, run_dir: Path) -> list[Node]:
-    """The stages of a recipe, in order, with what decides each one's result."""
-    ws = Workspace(recipe, run_dir)
+def plan(recipe: Recipe, run_dir: Path, track: tuple[str, ...] = ()) -> list[Node]:
+    """The stages of a recipe, in order, with what decides each one's result; track: see `run`."""
+    ws = Workspace(recipe, run_dir, track)
     return [*_sources(recipe, ws), *_conversion(recipe, ws), *_results(recipe, ws)]
 
 
@@ -180,15 +180,17 @@ def run(
     until: str | None = None,
     fork: Path | None = None,
     progress: Progress | None = None,
+    track: tuple[str, ...] = (),
 ) -> RunResult:
     """Run a recipe's stages in order under `run_dir`; finished ones with the same content hash are skipped.
 
-    from_, until: the first stage to redo and the last to run; fork: another run whose equal stages are taken over.
+    from_, until: the first stage to redo and the last to run; fork: another run whose equal stages are taken over; track:
+    trackers (`worldline.track`) that training logs to, under `run_dir`/track.
     Raises RecipeError before anything runs where the recipe does not fit, Interrupted on Ctrl-C, StageError.
     """
     if fork is not None and not (fork / "recipe.yaml").is_file():
         raise RecipeError(f"--fork {fork}: no recipe.yaml there; expected the directory of another run")
-    nodes = plan(recipe, run_dir)
+    nodes = plan(recipe, run_dir, track)
     if "world" in select(nodes, from_, until)[1]:
         check_streamable(recipe.rollout.visibility())
     dist.on_main(lambda: save_recipe(recipe, run_dir / "recipe.yaml"))

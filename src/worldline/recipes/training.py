@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from worldline.recipes.networks import merged
 from worldline.recipes.sampling import sampler
 from worldline.recipes.validating import validator
 from worldline.recipes.workspace import Workspace
+from worldline.track import Tracker, open_trackers
 from worldline.train.config import TrainConfig
 from worldline.train.diagnosis import Finding
 from worldline.train.health import Health
@@ -80,8 +82,9 @@ def train(
         health = Health(ws.recipe.health, directory / "train", moving_roles=moving, tell=tell)
         run_dir, layout = directory / "train", ws.recipe.layout
         trainer = Trainer(
-            method, data, config, run_dir, device=device(), progress=progress, observers=[health], layout=layout
-        )
+            method, data, config, run_dir, device=device(), progress=progress, observers=[health], layout=layout,
+            track=_tracking(ws, stage, method, config),
+        )  # fmt: skip
         health.play = sampler(ws, stage, trainer, role)
 
         def line(text: str) -> None:
@@ -97,6 +100,17 @@ def train(
     weights = trainer.trained_state(role)
     dist.on_main(lambda: _keep_both(ws, stage, method.roles[role], weights, result, directory))
     return result.last
+
+
+def _tracking(
+    ws: Workspace, stage: str, method: Method, config: TrainConfig
+) -> Callable[[int], Sequence[Tracker]] | None:
+    """What opens the trackers of a stage; None where none was asked for."""
+    if not ws.track:
+        return None
+    facts = {"recipe": ws.recipe.name, "stage": stage, "method": type(method).__name__, **to_data(config)}
+    folder, run = ws.run_dir / "track", f"{ws.run_dir.name}/{stage}"
+    return lambda step: open_trackers(ws.track, folder, run, facts, resume_step=step)
 
 
 def _keep_both(

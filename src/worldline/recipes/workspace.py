@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A recipe and its run directory. Parts (`data`, `codec`, `base`) are made by the run or come from outside."""
+    """A recipe and its run directory. Parts (`data`, `codec`, `base`) are made by the run or come from outside.
+    track: trackers that training logs to beside its own files."""
 
     recipe: Recipe
     run_dir: Path
+    track: tuple[str, ...] = ()
 
     def outside(self, part: str) -> str | None:
         """The recipe's path of a part from outside the run; None where the run makes it."""

@@ -20,6 +20,7 @@ from worldline import dist
 from worldline.methods.base import Method, Phase, Rng
 from worldline.models.frugal import blocks_of, compile_blocks, recompute_blocks
 from worldline.schema import WorldlineError
+from worldline.track import Tracker
 from worldline.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from worldline.train.config import TrainConfig
 from worldline.train.ema import EMA
@@ -70,10 +71,11 @@ class Trainer:
         progress: Progress | None = None,
         observers: Sequence[Observer] = (),
         layout: LayoutConfig | None = None,
+        track: Callable[[int], Sequence[Tracker]] | None = None,
     ) -> None:
         """observers: called around every update, see `worldline.train.observers`; layout: how several processes and their
-        memory are used."""
-        self.observers = tuple(observers)
+        memory are used; track: opens trackers for a log that goes on from a step, on the first process."""
+        self.observers, self.track = tuple(observers), track
         self.method, self.data, self.cfg, self.device = method, data, config, torch.device(device)
         self.run_dir, self.progress = Path(run_dir), progress
         self.trained = tuple(dict.fromkeys(p.role for p in method.phases))
@@ -111,7 +113,9 @@ class Trainer:
         if self.cfg.threads:
             torch.set_num_threads(self.cfg.threads)
         self._resume()
-        log = Log(self.run_dir, self.step) if dist.is_main() else None
+        log = None
+        if dist.is_main():
+            log = Log(self.run_dir, self.step, self.track(self.step) if self.track is not None else ())
         began = saved = time.monotonic()
         before = self.seconds
         with StopRequest() as stop, dist.lockstep():

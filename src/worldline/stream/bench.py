@@ -352,7 +352,7 @@ def _counted(engine: Engine, seed: int) -> dict[str, Any]:
     """Operations, reads and graph breaks of a chunk on a full window."""
     still = Controls.still(engine.frames_per_chunk)
     session = engine.session(_image(engine), seed=seed)
-    for _ in range(engine.spec.window // engine.spec.latents_per_chunk + 1):
+    for _ in range(engine.config.chunks_to_fill):
         session.step(still)
     counts = count_chunk(session, still)
     return {

@@ -99,8 +99,7 @@ def graph_breaks(engine: Engine) -> int:
     from worldline.stream.moment import Moment
 
     blank = np.zeros((engine.config.height, engine.config.width, 3), np.uint8)
-    visibility, still = engine.config.visibility, Controls.still(engine.frames_per_chunk)
-    chunks = ((visibility.window or 0) + visibility.sink) // visibility.chunk + 1
+    still, chunks = Controls.still(engine.frames_per_chunk), engine.config.chunks_to_fill
     torch._dynamo.reset()
     with engine.compute():
         moment = Moment.begin(engine, blank, "", engine.model)

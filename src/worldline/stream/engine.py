@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,7 @@ from worldline.nn.quant import Scheme, scheme_of
 from worldline.nn.quant import quantise as quantise_layers
 from worldline.rollout.compiled import Pass, Swapping
 from worldline.rollout.graphs import Graphed
+from worldline.rollout.history import CameraMemory
 from worldline.schema import Controls, TextEmbedding, WorldlineError
 from worldline.stream.moment import Moment
 from worldline.stream.plan import StreamPlan, plan_of
@@ -107,6 +108,7 @@ class Engine:
         quantise: Scheme | None = None,
         compile: bool = False,
         graphs: bool | None = None,
+        memory: int | CameraMemory | None = None,
     ) -> Engine:
         """Load a world directory, laid out for inference.
 
@@ -119,10 +121,15 @@ class Engine:
         (`engine.compiling`). From then on the last bits of results may differ from those before.
         graphs: record the passes of a stream as CUDA graphs (`rollout.graphs`); None does so on CUDA, unless `compile` is
         asked for.
+        memory: latent frames that a chunk recalls from beyond its window by what their cameras saw (`rollout.history`), or the
+        whole policy; 0 is none, None is as the world says.
         quantise: `int8` or `fp8` linear layers, rounded now (`worldline.nn.quant`); a world saved so needs no asking.
         """
         directory = Path(world)
         config = WorldConfig.read(directory)
+        if memory is not None:
+            slots = memory if isinstance(memory, CameraMemory) else config.memory_of(memory)
+            config = replace(config, memory=slots)
         model, codec = load_model(directory), load_codec(directory / config.codec)
         if not isinstance(model, Backbone):
             raise WorldlineError(f"{directory} holds a {type(model).__name__}; expected a video model")
@@ -172,10 +179,9 @@ class Engine:
     def _some_chunks(self, model: Backbone) -> Tensor:
         """Latents of a walk on a full ring, through `model`."""
         blank = np.zeros((self.config.height, self.config.width, 3), np.uint8)
-        visibility = self.config.visibility
         with self.compute():
             moment, found = Moment.begin(self, blank, "", model), []
-            for _ in range(-(-((visibility.window or 0) + visibility.sink) // visibility.chunk) + 3):
+            for _ in range(self.config.chunks_to_fill + 2):
                 drawn = moment.draw(Controls.still(self.frames_per_chunk), 0, 0)
                 moment.camera, moment.chunks = drawn.camera, moment.chunks + 1
                 moment.commit(drawn)

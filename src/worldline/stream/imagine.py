@@ -47,12 +47,14 @@ def _imagined(now: Moment, tracks: Sequence[Controls], seed: int, wanted: bool) 
     latents, pictures = [], []
     for start in range(0, len(tracks[0]), n):
         walked = [w.walked(t[start : start + n]) for w, t in zip(walkers, tracks, strict=True)]
-        cameras = Cameras.cat([c for _, c in walked])
+        host = Cameras.cat([c for _, c in walked])
+        cameras = host.to(engine.device)
         for walker, (camera, _) in zip(walkers, walked, strict=True):
             walker.camera = camera
         noise, generator = noise_of(engine, seed, now.chunks + start // n, 0)
         if now.blend is not None:
             loop.set_text(now.blend.at(now.chunks + start // n).expand(K))
+        loop.recall(cameras, host)
         x0 = engine.kept(loop.denoise(noise.repeat(K, 1, 1, 1, 1), cameras, generator=generator))
         latents.append(x0)
         if wanted:

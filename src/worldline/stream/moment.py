@@ -95,26 +95,33 @@ class Moment:
     # -- a chunk -------------------------------------------------------------------------------------------------------
 
     def walked(self, controls: Controls) -> tuple[CameraIntegrator, Cameras]:
-        """The camera after a chunk's controls, and those of the chunk's latents with their motion from the one before."""
+        """The camera after a chunk's controls, and those of the chunk's latents with their motion from the one before, on the
+        host."""
         camera, stride = self.camera.fork(), self.engine.grid.stride
         before = camera.pose[None]
         path = camera.extend(controls)[stride - 1 :: stride]
         whole = CameraPath(np.concatenate([before, path.c2w]), np.concatenate([path.K[:1], path.K]))
-        return camera, cameras_of_path(whole)[1:].to(self.engine.device)
+        return camera, cameras_of_path(whole)[1:]
 
     def draw(self, controls: Controls, seed: int, attempt: int) -> Drawn:
         """Denoise the next chunk. Its noise is a function of seed, latent index and attempt."""
-        camera, cameras = self.walked(controls)
-        self.settle_text()
+        camera, cameras = self._ahead(controls)
         noise, generator = noise_of(self.engine, seed, self.chunks, attempt)
         latents = self.loop.denoise(noise, cameras, generator=generator)
         return Drawn(controls, cameras, camera, self.engine.kept(latents), attempt)
 
     def given(self, controls: Controls, latents: Tensor, attempt: int) -> Drawn:
         """Clean latents [1, n, C, H, W] that are known, as the next chunk."""
-        camera, cameras = self.walked(controls)
-        self.settle_text()
+        camera, cameras = self._ahead(controls)
         return Drawn(controls, cameras, camera, latents, attempt)
+
+    def _ahead(self, controls: Controls) -> tuple[CameraIntegrator, Cameras]:
+        """`walked`, its cameras on the device; the loop knows what the chunk recalls and under which prompt it is made."""
+        camera, host = self.walked(controls)
+        cameras = host.to(self.engine.device)
+        self.settle_text()
+        self.loop.recall(cameras, host)
+        return camera, cameras
 
     def shown(self, drawn: Drawn) -> Shown:
         """Decode a chunk. The one wait for the device: the frames and whether all is finite come together."""

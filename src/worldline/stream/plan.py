@@ -95,8 +95,8 @@ def plan_of(model_config: Any, codec_config: Any, config: WorldConfig, dtype: st
         text = TextEmbedding(torch.empty(1, length, width), torch.empty(1, length, dtype=torch.bool))
         with FlopCounterMode(display=False) as prompts:
             context = model.whole_context(text)
-        cache = RingCache(visibility)
-        cache.frames = visibility.sink + 4 * cache.window
+        cache = RingCache(visibility, memory=0 if config.memory is None else config.memory.slots)
+        cache.frames, cache.remembered = visibility.sink + 4 * cache.window, cache.memory
         cameras = Cameras(*(torch.empty(1, n, *s) for s in ((4, 4), (4,), (6,))))
         with FlopCounterMode(display=False) as one:
             model(torch.empty(1, n, *shape), torch.empty(1, n), context, cameras=cameras, cache=cache)

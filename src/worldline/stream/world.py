@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from worldline.functional.masks import Visibility
 from worldline.models.text_readers import Reader
+from worldline.rollout.history import CameraMemory
 from worldline.rollout.plan import RolloutPlan, Solver
 from worldline.rollout.positions import Positions
 from worldline.schema import WorldlineError
@@ -62,6 +63,7 @@ class WorldConfig:
     text: WorldText | None = None  # null: hashed words, which need no files
     positions: Positions = "absolute"  # in walks longer than the training (rollout.positions)
     horizon: int | None = None  # for positions `clamp`: latent frames of the longest training clip
+    memory: CameraMemory | None = None  # recalls latent frames from beyond the window (rollout.history)
 
     def __post_init__(self) -> None:
         check_streamable(self.visibility)
@@ -73,8 +75,19 @@ class WorldConfig:
     def plan(self) -> RolloutPlan:
         """How a chunk of this world is generated."""
         return RolloutPlan(
-            self.visibility, self.sigmas, self.solver, self.guidance, positions=self.positions, horizon=self.horizon
-        )
+            self.visibility, self.sigmas, self.solver, self.guidance,
+            positions=self.positions, horizon=self.horizon, history=self.memory,
+        )  # fmt: skip
+
+    @property
+    def chunks_to_fill(self) -> int:
+        """Chunks after the start until every slot of the cache is taken, and a chunk later ones see no other number."""
+        visibility, slots = self.visibility, 0 if self.memory is None else self.memory.slots
+        return -(-((visibility.window or 0) + visibility.sink + slots) // visibility.chunk) + slots + 1
+
+    def memory_of(self, slots: int) -> CameraMemory | None:
+        """This world's memory with so many slots; None with 0."""
+        return replace(self.memory or CameraMemory(), slots=slots) if slots else None
 
     @property
     def intrinsics(self) -> np.ndarray:
@@ -92,6 +105,8 @@ class WorldConfig:
             visibility = Visibility(**raw.pop("visibility"))
             text = raw.pop("text", None)
             text = None if text is None else WorldText(**text)
+            memory = raw.pop("memory", None)
+            memory = None if memory is None else CameraMemory(**memory)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise WorldlineError(f"{path} is not readable ({error}); expected an object with a `visibility`") from error
         fields = {f.name: f for f in dataclasses.fields(WorldConfig)}
@@ -103,7 +118,7 @@ class WorldConfig:
         if absent := [k for k in needed if k not in raw]:
             raise WorldlineError(f"{path} lacks {absent}; every world states them")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        return WorldConfig(visibility=visibility, text=text, **values)
+        return WorldConfig(visibility=visibility, text=text, memory=memory, **values)
 
     def write(self, directory: str | Path) -> Path:
         """Write `world.json` beside the model; `read` gives back an equal config."""

@@ -1,0 +1,141 @@
+"""Camera memory in a session: a walk that comes back sees what it saw, and stays a value."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tests.stream.test_session import controls, walk
+from tests.tiny_world import write_tiny_world
+
+from worldline.rollout.history import CameraMemory
+from worldline.schema import Controls, WorldlineError
+from worldline.stream.counts import count_chunk, graph_breaks
+from worldline.stream.engine import Engine
+from worldline.stream.imagine import imagine
+from worldline.stream.session import Session
+from worldline.stream.world import WorldConfig
+
+MEMORY = CameraMemory(slots=2, margin=0.02, changes=1, far=1.0, horizon=6)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_tiny_world(tmp_path_factory.mktemp("memory"), window=3, memory=MEMORY)
+
+
+@pytest.fixture
+def engine(world) -> Engine:
+    return Engine.load(world, dtype="float32", threads=1, warm=False)
+
+
+def turning(degrees: float) -> Controls:
+    look = np.zeros((4, 3))
+    look[:, 0] = degrees / 4
+    return Controls(np.zeros((4, 3)), look)
+
+
+def held(session: Session) -> tuple[int, ...]:
+    return session._now.loop.memory.held[0]
+
+
+def test_who_comes_back_recalls_what_was_there(engine):
+    session = engine.session("hall")
+    for degrees in [20.0] * 6 + [-20.0] * 6:
+        session.step(turning(degrees))
+    session.commit()
+    # Latents 0 to 3 looked where 12, 11, 10 and 9 look; the window shows 10 and later.
+    assert held(session) == (0, 1)
+
+
+def test_memory_changes_what_is_shown_and_only_beyond_the_window(engine, world):
+    without = Engine.load(world, dtype="float32", threads=1, warm=False, memory=0)
+    assert without.config.memory is None
+    a, b = walk(engine.session("hall"), range(6)), walk(without.session("hall"), range(6))
+    np.testing.assert_array_equal(a[:8], b[:8])  # latents 0 to 2 fill the window
+    assert np.abs(a[12:].astype(int) - b[12:]).max() > 2
+
+
+def test_forks_rewinds_and_files_go_on_to_the_bit(engine, tmp_path):
+    session = engine.session("hall", seed=2)
+    walk(session, range(9))
+    path, brief = tmp_path / "walk", tmp_path / "brief"
+    session.save(path)
+    session.save(brief, latents=False)
+    others = [session.fork(), Session.load(engine, path), Session.load(engine, brief)]
+    ahead = session.fork()
+    walk(ahead, [5, 6, 7])
+    ahead.rewind(3)
+    wanted = walk(session, range(20, 26))
+    for other in (*others, ahead):
+        np.testing.assert_array_equal(walk(other, range(20, 26)), wanted)
+        assert held(other) == held(session)
+    assert session._now.loop.memory.encoded > 2, "nothing was ever replaced"
+
+
+def test_a_revised_chunk_leaves_no_trace_of_the_first(engine):
+    revised, straight = engine.session("hall"), engine.session("hall")
+    for i, degrees in enumerate([30.0, 30.0, 30.0, 30.0, -30.0, -30.0, -30.0, 30.0, 30.0]):
+        revised.step(turning(-degrees))
+        revised.revise(turning(3 * degrees))
+        np.testing.assert_array_equal(revised.revise(turning(degrees)), straight.step(turning(degrees)), str(i))
+
+
+def test_imagined_walks_recall_what_theirs_would(engine):
+    session = engine.session("hall")
+    walk(session, range(7))
+    tracks = [Controls.concat([turning(d)] * 3) for d in (25.0, -25.0)]
+    seen = imagine(session, tracks)
+    for i, track in enumerate(tracks):
+        alone = session.fork()
+        for start in range(0, 12, 4):
+            alone.step(track[start : start + 4])
+        got = torch.cat(alone.log.latents[-3:])
+        torch.testing.assert_close(seen.latents[i], got, atol=1e-4, rtol=1e-4)
+
+
+def test_far_walks_are_moved_to_the_player_with_all_they_remember(engine, monkeypatch):
+    ahead = Controls(np.tile((0, 0, 1), (4, 1)), np.zeros((4, 3)))
+    moved, still = engine.session("hall"), engine.session("hall")
+    anchors = []
+    for i in range(10):
+        monkeypatch.setattr("worldline.stream.moment.REANCHOR_AT", 2.0)
+        got = moved.step(ahead)
+        anchors.append(np.linalg.norm(moved._now.camera._anchor[:3, 3]))
+        monkeypatch.setattr("worldline.stream.moment.REANCHOR_AT", 1e9)
+        np.testing.assert_allclose(got.astype(int), still.step(ahead), atol=2, err_msg=str(i))
+    assert len(set(anchors)) > 2
+    assert held(moved) == held(still) != ()
+
+
+def test_a_chunk_with_memory_asks_its_device_for_nothing_more(engine):
+    session = engine.session("hall")
+    walk(session, range(10))
+    assert not count_chunk(session, controls(3)).reads  # the host asks for no value
+    assert graph_breaks(engine) == 0
+
+
+def test_the_plan_counts_what_is_recalled(engine, world):
+    without = Engine.load(world, dtype="float32", threads=1, warm=False, memory=0)
+    more = Engine.load(world, dtype="float32", threads=1, warm=False, memory=6)
+    a, b, c = (x.plan() for x in (without, engine, more))
+    assert b.cache_bytes * 3 == a.cache_bytes * 5
+    assert c.commit_flops - a.commit_flops == pytest.approx(3 * (b.commit_flops - a.commit_flops))
+    session = engine.session("hall")
+    walk(session, range(12))
+    ring = session._now.loop._caches[0]
+    assert ring._visible(1) == ring.capacity == 3 + 2
+
+
+def test_world_files_say_what_is_recalled(world, tmp_path):
+    config = WorldConfig.read(world)
+    assert config.memory == MEMORY
+    config.write(tmp_path)
+    assert WorldConfig.read(tmp_path) == config
+    assert config.memory_of(5) == dataclasses.replace(MEMORY, slots=5)
+    with pytest.raises(WorldlineError, match="at least 1"):
+        CameraMemory(slots=0)
+    with pytest.raises(WorldlineError, match="near < far"):
+        CameraMemory(near=2.0, far=1.0)

@@ -15,6 +15,7 @@ import numpy as np
 from worldline.evaluate.metrics.drift import largest_drop, segment_means, theil_sen
 from worldline.evaluate.metrics.guards import FLASHES
 from worldline.evaluate.metrics.horizon import kaplan_meier_median, useful_frames
+from worldline.evaluate.metrics.keys import KEY_AXES, balanced_accuracy, chance, confusion, macro_f1
 from worldline.evaluate.metrics.motion import AXES
 from worldline.evaluate.metrics.quality import STATISTICS
 from worldline.evaluate.metrics.recovery import seconds_to_recover
@@ -110,6 +111,7 @@ STRAFE = _suite("S1", variants=("left", "right"))
 ROAM = _suite("S7")
 LONG = _suite("S7", "S11")
 MOVING = _suite("S2", "S7")
+KEYED = _suite("S1", "S2", "S7")
 LOOPS = _suite("S3", "S5")
 COMES_BACK = _suite("S3", "S5", "S6")
 SPIN = _suite("S4")
@@ -230,18 +232,47 @@ def floor_of(s: Score, rows: Rows) -> np.ndarray:
 
 def _horizon(scores: Sequence[Score], rows: Rows) -> float:
     """Median seconds of use; where most are of use to the end, the length of the longest clip (a bound from below)."""
-    found = []
+    found, codec = [], rows.get("codec", {})
     for s in scores:
         # A guess is as good as the truth while tolerance reaches back to the start; its level is read after that.
         level = np.median(floor_of(s, rows)[2 * REACH :]) if len(s.series["tolerant"]) > 3 * REACH else np.nan
         if np.isfinite(level):
-            model = s.series["tolerant"][1:]
-            found.append(useful_frames(model, np.full(len(model), level)))
+            own = codec[s.case].series["tolerant"][1:] if s.case in codec else None
+            found.append(useful_frames(s.series["tolerant"][1:], float(level), own))
     if not found:
         return float("nan")
     times, ended = np.array([t for t, _ in found]) / FPS, np.array([e for _, e in found])
     median = kaplan_meier_median(times, ended)
     return median if np.isfinite(median) else float(times.max())
+
+
+# -- keys read back ----------------------------------------------------------------------------------------------------
+
+
+def key_counts(scores: Sequence[Score]) -> np.ndarray:
+    """Keys asked for against keys that the inverse-dynamics model reads, [axis, asked, read]."""
+    return np.sum([confusion(s.series["keys"], s.series["read"]) for s in scores], axis=0)
+
+
+def _keys(
+    measure: Callable[[np.ndarray], float], axes: Sequence[str] = KEY_AXES
+) -> Callable[[Sequence[Score], Rows], float]:
+    def of(scores: Sequence[Score], rows: Rows) -> float:
+        counts = key_counts(scores)
+        found = np.array([measure(counts[KEY_AXES.index(a)]) for a in axes])
+        found = found[np.isfinite(found)]
+        return float(found.mean()) if len(found) else float("nan")
+
+    return of
+
+
+def _keys_share(scores: Sequence[Score], rows: Rows) -> float:
+    """Of the way from a constant answer to what is read on the replay."""
+    replay = [rows["replay"][s.case] for s in scores]
+    accuracy = _keys(balanced_accuracy)
+    floor = _keys(chance)(scores, rows)
+    room = accuracy(replay, rows) - floor
+    return (accuracy(scores, rows) - floor) / room if room > 0.1 else float("nan")
 
 
 # -- steadiness, drift -------------------------------------------------------------------------------------------------
@@ -360,6 +391,13 @@ FIGURES: list[Figure] = [
            pooled=_of_response("strafe", "gain", GROUP), needs=R),
     Figure("strafe_corr", "", "higher", "correlation of sideways motion and the replay's, S1", 2, STRAFE,
            pooled=_of_response("strafe", "corr", GROUP), needs=R),
+    Figure("idm_accuracy", "", "higher", "keys that an inverse-dynamics model reads from the frames: balanced accuracy, mean "
+           "of turn, forward and strafe, S1, S2, S7; 1/3 for any constant answer", 3, KEYED, pooled=_keys(balanced_accuracy)),
+    Figure("idm_share", "", "higher", "share of the way from a constant answer to what it reads on the replay", 2, KEYED,
+           pooled=_keys_share, needs=R),
+    Figure("idm_f1", "", "higher", "the same keys: F1, mean over classes and axes", 3, KEYED, pooled=_keys(macro_f1)),
+    *(Figure(f"idm_{axis}", "", "higher", f"balanced accuracy of {axis} keys alone", 3, KEYED,
+             pooled=_keys(balanced_accuracy, (axis,))) for axis in KEY_AXES),
     *(Figure(f"psnr_{s}s", "dB", "higher", f"against the replay, quarter second before {s} s, S7", 1, LONG,
              each=_at("psnr", s)) for s in MARKS),
     *(Figure(f"tolerant_{s}s", "dB", "higher", f"best PSNR within 8 frames and an eighth of the width, at {s} s, S7", 1,
@@ -370,8 +408,9 @@ FIGURES: list[Figure] = [
              each=_at("exposure_psnr", s)) for s in (1, 4, 16)),
     *(Figure(f"skill_{s}s", "", "higher", f"share of the way from the better floor to the codec's ceiling at {s} s (strict "
              "PSNR), S7", 2, ROAM, pooled=_skill(s), needs=("frozen", "other-actions", "codec")) for s in (1, 4)),
-    Figure("horizon", "s", "higher", "median time until tolerant PSNR falls under the better guess + 3 dB, S7 (Kaplan-"
-           "Meier; at most the clip's length)", 1, ROAM, pooled=_horizon, needs=("frozen", "other-actions")),
+    Figure("horizon", "s", "higher", "median time until the tolerant squared error beyond the codec's own exceeds half of "
+           "the better guess's, S7 (Kaplan-Meier; at most the clip's length)", 1, ROAM, pooled=_horizon,
+           needs=("frozen", "other-actions")),
     Figure("loop_gain", "dB", "higher", "PSNR of frame 0 and the return less that of frame 0 and the farthest view, S3 and "
            "S5; 0 for a frozen picture", 1, LOOPS, each=lambda s, r: s.values.get("loop_gain", float("nan"))),
     Figure("net_turn", "deg", "lower", "|sum of turns shown less the simulator's| at the return, S3 and S5", 1, LOOPS,
@@ -425,6 +464,6 @@ BY_NAME = {f.name: f for f in FIGURES}
 HEADLINE = (
     "psnr_1s", "psnr_4s", "tolerant_1s", "tolerant_4s", "tolerant_8s", "skill_1s", "ssim_1s", "horizon", "yaw_lag",
     "yaw_gain", "yaw_corr", "yaw_gain_grouped", "yaw_corr_grouped",
-    "forward_gain", "forward_corr", "loop_gain", "closure", "sharpness",
+    "forward_gain", "forward_corr", "idm_accuracy", "idm_turn", "loop_gain", "closure", "sharpness",
     "sharpness_drift", "colour_drift", "warp_ratio", "flicker", "recovery", "idle_turn", "fps", "step_ms_p95",
 )  # fmt: skip # columns of the table, where measured

@@ -117,7 +117,8 @@ def varied(light: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     import cv2
 
     light = 255 * (light / 255) ** np.float32(np.exp(draw.uniform(-0.35, 0.35)))
-    gain = np.linspace(*np.exp(draw.uniform(-0.3, 0.3, 2)), len(light)).astype(np.float32)
+    first, last = np.exp(draw.uniform(-0.3, 0.3, 2))
+    gain = np.linspace(first, last, len(light)).astype(np.float32)
     light = light * gain[:, None, None] + np.float32(draw.uniform(-20, 20))
     if draw.random() < 0.5:
         sigma = draw.uniform(*BLUR)
@@ -188,7 +189,7 @@ def train_idm(
         raise KeyboardInterrupt
     seconds = time.monotonic() - began
     model.load_state_dict(trainer.trained_state("model"))
-    card = {
+    card: dict[str, Any] = {
         "licence": "Apache-2.0",
         "reads": "turn, forward, strafe keys of a step from the frames about it, luminance at 96x64, 16 a second",
         "data": f"{len(train)} clips of {train.info['source']} ({clips.info['fingerprint']}), maps of the split `id` left out",

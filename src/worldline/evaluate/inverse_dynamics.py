@@ -2,9 +2,9 @@
 
 A small network, trained on rendered clips of the simulator and shipped (`assets/evaluation/idm.safetensors`), reads
 luminance: filters shared by six frames about a step, the energy of pairs of their sums over time (motion energy, Adelson
-and Bergen 1985), a few convolutions, and a view of four steps to either side. What it reads on a replay is its ceiling; a world whose keys can be
-read back as surely answers its player. It was shown blurred, noisy and decoded frames, so that softness is not taken for
-stillness.
+and Bergen 1985), a few convolutions, and a view of four steps to either side. What it reads on a replay is its ceiling; a
+world whose keys can be read back as surely answers its player. It was shown blurred, noisy and decoded frames, so that
+softness is not taken for stillness.
 """
 
 from __future__ import annotations

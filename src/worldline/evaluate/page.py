@@ -17,6 +17,7 @@ import numpy as np
 from worldline.evaluate.card import columns, told
 from worldline.evaluate.figures import FIGURES, GROUP, QUALITY, Rows, floor_of, response
 from worldline.evaluate.films import contact_sheet
+from worldline.evaluate.keys_page import key_tables
 from worldline.evaluate.metrics.drift import segment_means
 from worldline.evaluate.metrics.motion import AXES
 from worldline.evaluate.plots import Line, line_plot, map_plot
@@ -50,6 +51,7 @@ def write_page(plan: Plan, results: Mapping[str, Any], rows: Rows) -> Path:
         _table(results),
         _horizon(rows),
         _control(rows, results),
+        key_tables(rows),
         _paths(rows, wanted),
         _drift(rows),
         _speed(rows),
@@ -82,7 +84,7 @@ def _head(results: Mapping[str, Any]) -> str:
         ("yaw_lag", "yaw lag, frames", "0 is exact"),
         ("tolerant_1s", "tolerant PSNR at 1 s", _beside(results, "tolerant_1s", "dB")),
         ("psnr_1s", "PSNR at 1 s", _beside(results, "psnr_1s", "dB")),
-        ("horizon", "useful horizon, s", "until hardly better than a guess"),
+        ("horizon", "useful horizon, s", "until half a guess's error"),
         ("fps", "frames a second", "while evaluating"),
     ):
         if figures[name]["status"] == "ok":

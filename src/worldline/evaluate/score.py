@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from worldline.evaluate.fidelity import psnr
+from worldline.evaluate.inverse_dynamics import read_keys
 from worldline.evaluate.metrics.exposure import exposure_psnr
 from worldline.evaluate.metrics.flow import dense_flow
 from worldline.evaluate.metrics.frames import check_clip, check_pair, shrunk
 from worldline.evaluate.metrics.guards import blank_frames, most_flashes
+from worldline.evaluate.metrics.keys import held_keys
 from worldline.evaluate.metrics.motion import rates
 from worldline.evaluate.metrics.quality import quality
 from worldline.evaluate.metrics.revisit import loop_gain, revisit_gain, revisits, seam_psnr
@@ -25,7 +27,7 @@ from worldline.schema import Controls
 if TYPE_CHECKING:
     from worldline.evaluate.truth import Truth
 
-METRIC_VERSION = 3  # of every formula that enters a Score; scores of two versions are never put together
+METRIC_VERSION = 4  # of every formula that enters a Score; scores of two versions are never put together
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def score(frames: np.ndarray, truth: Truth, non_finite: int = 0) -> Score:
         "delay": tolerant.delay,
         "shift": tolerant.shift,
         "true_yaw": true_yaw(truth),
+        "keys": held_keys(case.controls),
+        "read": read_keys(frames),
     }
     values |= _returns(frames, truth, alone.series["yaw"])
     values["non_finite"] = float(non_finite)

@@ -31,6 +31,8 @@ QUIET: dict[str, Range] = {
     "yaw_gain": (0.95, 1.05),
     "yaw_corr": (0.97, 1.0),
     "forward_gain": (0.9, 1.1),
+    "idm_turn": (0.95, 1),
+    "idm_accuracy": (0.88, 1),
     "tolerant_4s": (45, 60),
     "exposure_psnr_4s": (35, 60),
     "ssim_4s": (0.95, 1.0),
@@ -48,6 +50,7 @@ QUIET: dict[str, Range] = {
     "strobes": (0, 0),
 }
 PLACE = frozenset({"exposure_psnr_4s", "ssim_4s"})  # compare pixel with pixel: any wrong place moves them
+KEYS = frozenset({"idm_turn", "idm_accuracy"})  # one model reads both
 SCENE = frozenset({"sharpness", "sharpness_drift", "level_drift", "colour_drift", "warp_ratio"})  # other things in view
 
 
@@ -68,25 +71,32 @@ EXPECTED: dict[str, Expected] = {
             "yaw_corr": (0.97, 1),
             "psnr_4s": (0, 35),
             "tolerant_4s": (59, 60),
+            "idm_turn": (0.5, 0.85),
         },
-        PLACE | SCENE,
+        PLACE | SCENE | KEYS,
     ),
-    "early 2": Expected({"yaw_lag": (-2, -2), "tolerant_4s": (55, 60)}, PLACE | SCENE | {"loop_gain"}),
+    "early 2": Expected({"yaw_lag": (-2, -2), "tolerant_4s": (55, 60)}, PLACE | SCENE | KEYS | {"loop_gain"}),
     "gain 0.5": Expected(
         {"yaw_gain": (0.45, 0.55), "yaw_lag": (0, 0), "yaw_corr": (0.97, 1), "forward_gain": (0.3, 0.7)},
         PLACE | SCENE | {"tolerant_4s"},
     ),
     "mirrored": Expected(
-        {"yaw_gain": (-1.05, -0.95), "yaw_corr": (-1, -0.8), "forward_gain": (-3, -0.3)},
-        PLACE | SCENE | {"tolerant_4s"},
+        {"yaw_gain": (-1.05, -0.95), "yaw_corr": (-1, -0.8), "forward_gain": (-3, -0.3), "idm_turn": (0, 0.4)},
+        PLACE | KEYS | SCENE | {"tolerant_4s"},
     ),
     "frozen": Expected(
-        {"yaw_gain": (0, 0), "yaw_corr": (0, 0), "loop_gain": (0, 0), "warp_ratio": (0, 0.05)},
-        PLACE | SCENE | {"tolerant_4s", "forward_gain"},
+        {
+            "yaw_gain": (0, 0),
+            "yaw_corr": (0, 0),
+            "loop_gain": (0, 0),
+            "warp_ratio": (0, 0.05),
+            "idm_turn": (0.33, 0.34),
+        },
+        PLACE | KEYS | SCENE | {"tolerant_4s", "forward_gain"},
     ),
     "freezes half way": Expected(
-        {"yaw_gain": (0.2, 0.8), "yaw_gain_late": (-0.2, 0.4), "tolerant_4s": (0, 45)},
-        PLACE | SCENE | {"yaw_corr", "forward_gain", "loop_gain"},
+        {"yaw_gain": (0.2, 0.8), "yaw_gain_late": (-0.2, 0.4), "tolerant_4s": (0, 45), "idm_turn": (0.4, 0.8)},
+        PLACE | KEYS | SCENE | {"yaw_corr", "forward_gain", "loop_gain"},
     ),
     "flicker 15 %": Expected(
         {"flicker": (10, 100), "warp_ratio": (1.3, INF), "strobes": (0.5, 1)},
@@ -98,7 +108,9 @@ EXPECTED: dict[str, Expected] = {
     ),
     "boiling": Expected(
         {"warp_ratio": (1.3, INF), "flicker": (-1, 1)},
-        PLACE | {"tolerant_4s", "sharpness", "sharpness_drift", "loop_gain", "forward_gain", "yaw_corr", "idle_turn"},
+        PLACE
+        | KEYS
+        | {"tolerant_4s", "sharpness", "sharpness_drift", "loop_gain", "forward_gain", "yaw_corr", "idle_turn"},
     ),
     "colour drift": Expected(
         {"colour_drift": (1, INF), "exposure_psnr_4s": (35, 60), "yaw_gain": (0.95, 1.05)},
@@ -109,12 +121,12 @@ EXPECTED: dict[str, Expected] = {
         PLACE | {"tolerant_4s", "loop_gain", "sharpness_drift", "forward_gain", "idle_turn"},
     ),
     "wrong world": Expected(
-        {"tolerant_4s": (0, 25), "yaw_corr": (-0.6, 0.6), "cuts": (1, INF)},
-        PLACE | SCENE | {"yaw_lag", "yaw_gain", "forward_gain", "loop_gain", "flicker", "idle_turn"},
+        {"tolerant_4s": (0, 25), "yaw_corr": (-0.6, 0.6), "cuts": (1, INF), "idm_turn": (0, 0.6)},
+        PLACE | KEYS | SCENE | {"yaw_lag", "yaw_gain", "forward_gain", "loop_gain", "flicker", "idle_turn"},
     ),
     "forgets": Expected(
         {"loop_gain": (-10, 5), "tolerant_4s": (0, 25)},
-        PLACE | SCENE | {"cuts", "flicker", "yaw_gain", "yaw_corr", "forward_gain", "yaw_lag", "idle_turn"},
+        PLACE | KEYS | SCENE | {"cuts", "flicker", "yaw_gain", "yaw_corr", "forward_gain", "yaw_lag", "idle_turn"},
     ),
     "one blank frame": Expected(
         {"blank": (1, 1)},

@@ -111,13 +111,24 @@ def test_a_spin_that_closes_has_a_seam_like_its_start():
 
 
 def test_a_clip_that_never_falls_is_censored_and_one_that_does_ends_there():
-    floor = np.full(60, 18.0)
-    assert useful_frames(np.full(60, 25.0), floor) == (60, False)
+    assert useful_frames(np.full(60, 25.0), 18.0) == (60, False)
     falling = np.concatenate([np.full(30, 28.0), np.full(30, 18.0)])
-    end, fell = useful_frames(falling, floor)
+    end, fell = useful_frames(falling, 18.0)
     assert fell
-    assert 26 <= end <= 30
-    assert useful_frames(np.full(60, 20.9), floor) == (0, True)
+    assert 23 <= end <= 30
+    # Half of the squared error is 3.01 dB.
+    assert useful_frames(np.full(60, 21.05), 18.0) == (60, False)
+    assert useful_frames(np.full(60, 20.95), 18.0) == (0, True)
+
+
+def test_the_softness_of_a_codec_ends_no_horizon():
+    """Errors that add: a rollout that is the codec's truth and a fifth of the guess's error besides."""
+    codec, guess = 25.0, 25.5
+    model = -10 * np.log10(10 ** (-codec / 10) + 0.2 * 10 ** (-guess / 10))
+    assert model < guess
+    assert useful_frames(np.full(60, model), guess) == (0, True)
+    assert useful_frames(np.full(60, model), guess, np.full(60, codec)) == (60, False)
+    assert useful_frames(np.full(60, model), guess, np.full(60, codec), share=0.19) == (0, True)
 
 
 def test_kaplan_meier_counts_the_censored_as_long_as_they_were_seen():

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from worldline.evaluate.adapter import WorldAdapter
+    from worldline.evaluate.runner import Plan
 
 EXAMPLES = """\
   worldline evaluate nano --suite smoke            the bundled world, a few minutes
@@ -23,6 +24,7 @@ EXAMPLES = """\
   worldline evaluate --open clips                  clips with action logs of their own, without a truth
   worldline evaluate --self-test                   plant faults and see that the right figures react
   worldline evaluate --train-idm data/nano         train the model that reads keys from frames (ten minutes of a core)
+  worldline evaluate runs/nano --stages all --suite stages     every stage of a conversion on the same episodes
   worldline evaluate --list                        suites, presets and figures
 """
 
@@ -33,8 +35,11 @@ def add(subcommands: Subcommands) -> None:
     """Register the subcommands."""
     sub = command(subcommands, "evaluate", main, "measure a world against the simulator", EXAMPLES)
     sub.add_argument("world", metavar="WORLD", nargs="?", help="bundled (nano), world or run directory, or oracle")
-    sub.add_argument("--suite", default="smoke", metavar="PRESET", help="smoke, quick or full (default: smoke)")
+    sub.add_argument("--suite", default="smoke", metavar="PRESET", help="smoke, stages, quick or full (default: smoke)")
     sub.add_argument("--only", default="", metavar="S2,S3", help="these suites of the preset only")
+    sub.add_argument("--episodes", type=int, default=0, metavar="N", help="at most N episodes of every script")
+    sub.add_argument("--stages", metavar="A,B", help="stages of a run directory in one table: base,ar,dmd@2, or all")
+    sub.add_argument("--steps", default="4,2", metavar="N,M", help="steps of its few-step stages (default: 4,2)")
     sub.add_argument(
         "--out", type=Path, metavar="DIR", help="where results go (default: runs/evaluate-<world>-<suite>)"
     )
@@ -88,11 +93,12 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _run(console: Console, args: argparse.Namespace) -> int:
-    import os
     import time
 
-    from worldline.evaluate.runner import Plan, evaluate
+    from worldline.evaluate.runner import evaluate
 
+    if args.stages is not None:
+        return _stages(console, args)
     begin = time.monotonic()
     if args.from_clips is not None:
         from worldline.evaluate.clips import ClipsAdapter
@@ -100,17 +106,16 @@ def _run(console: Console, args: argparse.Namespace) -> int:
         model: WorldAdapter = ClipsAdapter(args.from_clips)
     else:
         model = adapter_of(args.world, args.device)
-    suites = tuple(s for s in args.only.split(",") if s)
-    out = args.out or Path("runs") / f"evaluate-{model.info().name}-{args.suite}"
-    workers = max(0, (os.cpu_count() or 1) - 1) if args.workers is None else args.workers
-    plan = Plan(preset=args.suite, suites=suites, out=out, truth=args.truth, shard=_shard(args.shard), workers=workers)
+    plan = _plan(args, model.info().name)
 
     def progress(done: int, total: int, name: str) -> None:
         console.print(f"[dim]{done:4d}/{total}  {duration(time.monotonic() - begin):>12}  {name}[/]", highlight=False)
 
     rows = evaluate(model, plan, progress)
     if rows is None:
-        console.print(f"shard {args.shard} is done; the report is written when all are, under {out}", highlight=False)
+        console.print(
+            f"shard {args.shard} is done; the report is written when all are, under {plan.out}", highlight=False
+        )
         return 0
     facts = {
         "command": f"worldline evaluate {args.world or f'--from-clips {args.from_clips}'} --suite {args.suite}",
@@ -122,6 +127,33 @@ def _run(console: Console, args: argparse.Namespace) -> int:
     console.print(table)
     console.print(f"[bold green]done[/] in {duration(time.monotonic() - begin)}; report: {page}", highlight=False)
     return 0
+
+
+def _plan(args: argparse.Namespace, name: str) -> Plan:
+    """What to play, of the command line; name: of what is evaluated, where no folder was named."""
+    import os
+
+    from worldline.evaluate.runner import Plan
+
+    return Plan(
+        preset=args.suite,
+        suites=tuple(s for s in args.only.split(",") if s),
+        episodes=args.episodes,
+        out=args.out or Path("runs") / f"evaluate-{name}-{args.suite}",
+        truth=args.truth,
+        shard=_shard(args.shard),
+        workers=max(0, (os.cpu_count() or 1) - 1) if args.workers is None else args.workers,
+    )
+
+
+def _stages(console: Console, args: argparse.Namespace) -> int:
+    """Every stage of a run in one table."""
+    from worldline.cli.stages import run
+    from worldline.schema import WorldlineError
+
+    if args.world is None:
+        raise WorldlineError("--stages without a run directory; expected worldline evaluate RUN --stages all")
+    return run(console, args, _plan(args, f"{Path(args.world).name}-stages"))
 
 
 def adapter_of(name: str, device: str) -> WorldAdapter:

@@ -30,11 +30,14 @@ Progress = Callable[[int, int, str], None]  # episodes done, in all, the last on
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to run. shard: (i, n): every n-th episode from the i-th; workers: processes that render truths and measure
-    reference rows, 0: none beside this one."""
+    """What to run. episodes: of every script at most so many, 0: all of the preset; frames: controls of an episode at most,
+    0: all; shard: (i, n): every n-th episode from the i-th; workers: processes that render truths and measure reference rows,
+    0: none beside this one."""
 
     preset: str = "smoke"
     suites: tuple[str, ...] = ()
+    episodes: int = 0
+    frames: int = 0
     out: Path
     truth: Path
     shard: tuple[int, int] = (0, 1)
@@ -44,10 +47,16 @@ class Plan:
         i, n = self.shard
         if not 0 <= i < n:
             raise WorldlineError(f"shard {i}/{n}; expected 0/n to n-1/n, such as 0/2 and 1/2")
+        if min(self.episodes, self.frames) < 0:
+            raise WorldlineError(f"{self.episodes} episodes of {self.frames} frames; expected 1 or more, or 0 for all")
 
     def cases(self) -> list[Case]:
-        """All episodes of the preset."""
-        return cases(preset(self.preset, self.suites))
+        """All episodes of the preset, as far as they are played."""
+        entries = preset(self.preset, self.suites)
+        if self.episodes:
+            entries = [replace(e, count=min(e.count, self.episodes)) for e in entries]
+        made = cases(entries)
+        return [c.cut(self.frames) for c in made] if self.frames else made
 
 
 def evaluate(model: WorldAdapter, plan: Plan, progress: Progress | None = None) -> dict[str, dict[str, Score]] | None:
@@ -134,8 +143,10 @@ class _Truths:
 def _quiet() -> None:
     """One thread a worker: there are as many workers as there is room for."""
     import cv2
+    import torch
 
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
 
 
 def _model_rows(model: WorldAdapter, plan: Plan, case: Case, truth: Truth) -> None:

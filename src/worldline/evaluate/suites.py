@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +62,13 @@ class Case:
     look: str = ""
     start: str = ""
     pair: str = ""
+
+    def cut(self, frames: int) -> Case:
+        """The first `frames` controls of it, with the marks that lie within them; itself where it is no longer."""
+        if frames >= len(self.controls):
+            return self
+        marks = {name: at for name, at in self.marks.items() if max(at) <= frames}
+        return replace(self, controls=self.controls[:frames], marks=marks)
 
     def fingerprint(self) -> str:
         """12 hex digits of all that decides what the simulator shows and the model is given."""
@@ -123,6 +130,11 @@ PRESETS: dict[str, list[Entry]] = {
         Entry("S2", "yaw+forward", 1, frames=96),
         *_each("S3", ("pan-30", "pan-60"), 1),
         Entry("S7", "roam", 2, frames=72),
+    ],
+    "stages": [
+        Entry("S2", "yaw", 8, frames=96),
+        Entry("S2", "yaw+forward", 6, frames=96),
+        Entry("S7", "roam", 10, frames=72),
     ],
     "quick": [
         *_each("S1", PRIMITIVES, 2, frames=32),

@@ -14,8 +14,7 @@ from worldline.functional.masks import Visibility
 from worldline.models.backbone import Backbone
 from worldline.models.registry import load_model
 from worldline.nn.precision import inference_dtype
-from worldline.recipes.conversion import latents
-from worldline.recipes.schema import MULTI_STEP_CAUSAL, StageSection
+from worldline.recipes.schema import MULTI_STEP_CAUSAL, BaseSection, StageSection
 from worldline.recipes.workspace import Workspace
 from worldline.rollout.plan import RolloutPlan
 
@@ -53,12 +52,18 @@ def player(ws: Workspace, stage: str, model: Backbone | None = None) -> Player:
     visibility, whole_clip = rollout.visibility(), None
     if method in ("base", "finetune"):
         visibility = Visibility(bidirectional=True, prefix=rollout.prefix)
-        whole_clip = latents(ws, section).latents.shape[1]
+        whole_clip = clip_latents(ws, section)
     if not ws.few_step(stage):
         plan = RolloutPlan.multi_step(visibility, rollout.multi_steps, rollout.guidance)
     else:
         plan = RolloutPlan.few_step(visibility, rollout.steps)
     return Player(model, ws.codec(), ws.text_encoder(), plan, ws.clips().move_scale, whole_clip)
+
+
+def clip_latents(ws: Workspace, section: BaseSection | StageSection) -> int:
+    """Latent frames of a clip that a stage was trained on."""
+    frames = int(ws.clips().info["config"]["frames"])
+    return section.latents or ws.recipe.data.latents or ws.codec().grid.latent_frames(frames)
 
 
 def evaluate_stage(ws: Workspace, stage: str, directory: Path) -> dict[str, float]:

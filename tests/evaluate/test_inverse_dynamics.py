@@ -18,7 +18,7 @@ from worldline.evaluate.truth import truth_of
 from worldline.methods.base import Rng
 from worldline.schema import CameraPath, Controls, ShapeError, WorldlineError
 
-TINY = InverseDynamicsConfig(height=32, width=48, filters=8, channels=(8, 16, 16), hidden=16)
+TINY = InverseDynamicsConfig(height=32, width=48, filters=16, channels=(16, 16, 16), hidden=32)
 
 
 def drifting(rng: np.random.Generator, keys: np.ndarray, size: tuple[int, int] = (32, 48)) -> np.ndarray:
@@ -88,7 +88,7 @@ def test_it_learns_to_read_which_way_a_picture_slides():
     torch.manual_seed(0)
     model = InverseDynamics(TINY)
     method, data = KeyReading(model, pool[1]), KeyWindows([pool], 17, 0.0)
-    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for step in range(60):
         optimizer.zero_grad()
         method.loss(data.batch(0, step, 8), Rng(0, step))["loss"].backward()

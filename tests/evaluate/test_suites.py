@@ -85,7 +85,7 @@ def test_cases_of_s9_share_their_place_with_their_twin():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(WorldlineError, match="smoke, quick, full"):
+    with pytest.raises(WorldlineError, match="smoke, quick, full, stages"):
         preset("tiny")
     with pytest.raises(WorldlineError, match="S99"):
         preset("smoke", ("S99",))

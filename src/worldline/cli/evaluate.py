@@ -35,7 +35,7 @@ def add(subcommands: Subcommands) -> None:
     """Register the subcommands."""
     sub = command(subcommands, "evaluate", main, "measure a world against the simulator", EXAMPLES)
     sub.add_argument("world", metavar="WORLD", nargs="?", help="bundled (nano), world or run directory, or oracle")
-    sub.add_argument("--suite", default="smoke", metavar="PRESET", help="smoke, stages, quick or full (default: smoke)")
+    sub.add_argument("--suite", default="smoke", metavar="PRESET", help="smoke, quick, full, or stages (default: smoke)")
     sub.add_argument("--only", default="", metavar="S2,S3", help="these suites of the preset only")
     sub.add_argument("--episodes", type=int, default=0, metavar="N", help="at most N episodes of every script")
     sub.add_argument("--stages", metavar="A,B", help="stages of a run directory in one table: base,ar,dmd@2, or all")

@@ -131,11 +131,6 @@ PRESETS: dict[str, list[Entry]] = {
         *_each("S3", ("pan-30", "pan-60"), 1),
         Entry("S7", "roam", 2, frames=72),
     ],
-    "stages": [
-        Entry("S2", "yaw", 8, frames=96),
-        Entry("S2", "yaw+forward", 6, frames=96),
-        Entry("S7", "roam", 10, frames=72),
-    ],
     "quick": [
         *_each("S1", PRIMITIVES, 2, frames=32),
         Entry("S2", "yaw", 6, frames=160),
@@ -162,6 +157,11 @@ PRESETS: dict[str, list[Entry]] = {
         *_each("S9", DISTURBANCES, 8),
         *_splits(4, 240),
         Entry("S11", "roam", 4, frames=4800),
+    ],
+    "stages": [
+        Entry("S2", "yaw", 8, frames=96),
+        Entry("S2", "yaw+forward", 6, frames=96),
+        Entry("S7", "roam", 10, frames=72),
     ],
 }
 

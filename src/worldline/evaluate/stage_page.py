@@ -88,7 +88,7 @@ def _rows(names: Sequence[str], span: str, results: Mapping[str, Any]) -> list[t
 
     rows = [(r["label"], r["sampling"], cells(r[span])) for r in results["stages"] if r[span]]
     return rows + [
-        (n, "", cells(results["references"][n][part])) for n in REFERENCES if rows and results["references"][n][part]
+        (n, "", cells(results["references"][n][span])) for n in REFERENCES if rows and results["references"][n][span]
     ]
 
 

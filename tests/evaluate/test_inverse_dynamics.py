@@ -10,9 +10,12 @@ import torch
 
 from worldline.data.reserved import FIRST_EVALUATION_MAP, ReservedMapError
 from worldline.evaluate import idm_training, inverse_dynamics
+from worldline.evaluate.figures import BY_NAME
 from worldline.evaluate.idm_training import KeyBatch, KeyReading, KeyWindows, labels, mirrored, train_idm, varied
 from worldline.evaluate.inverse_dynamics import SHIPPED, InverseDynamics, InverseDynamicsConfig, load, read_keys
+from worldline.evaluate.keys_page import key_tables
 from worldline.evaluate.metrics.keys import balanced_accuracy, confusion, held_keys
+from worldline.evaluate.score import Score
 from worldline.evaluate.suites import Entry, cases
 from worldline.evaluate.truth import truth_of
 from worldline.methods.base import Rng
@@ -139,3 +142,28 @@ def test_maps_of_the_evaluation_are_refused(tmp_path):
 
     with pytest.raises(ReservedMapError):
         train_idm(Clips(), None, tmp_path / "out")
+
+
+def key_scores(right: float) -> dict[str, Score]:
+    """Four episodes whose keys are read right with that probability, else as the next class."""
+    rng, made = np.random.default_rng(2), {}
+    for i in range(4):
+        asked = rng.integers(0, 3, (300, 3))
+        asked[:, 2] = 1  # nobody strafes
+        read = np.where(rng.random((300, 3)) < right, asked, (asked + 1) % 3)
+        name = f"S2-yaw-{i:03d}"
+        made[name] = Score(name, "S2", "yaw", "ood-map", {}, {"keys": asked, "read": read})
+    return made
+
+
+def test_figures_of_keys_stand_between_a_constant_answer_and_the_replay():
+    rows = {"model": key_scores(0.6), "replay": key_scores(0.9)}
+    found = {n: BY_NAME[n].of(list(rows["model"].values()), rows) for n in ("idm_accuracy", "idm_turn", "idm_share")}
+    assert found["idm_accuracy"]["value"] == pytest.approx(0.6, abs=0.03)  # of turn and forward: strafe has one class
+    assert found["idm_turn"]["low"] < 0.6 < found["idm_turn"]["high"]
+    assert found["idm_share"]["value"] == pytest.approx((0.6 - 1 / 3) / (0.9 - 1 / 3), abs=0.05)
+    assert BY_NAME["idm_strafe"].of(list(rows["model"].values()), rows)["status"] == "skipped"
+    page = key_tables(rows)
+    assert page.count("<table>") == 2
+    assert page.count(">read left<") == 1
+    assert key_tables({"model": {}, "replay": {}}) == ""

@@ -18,7 +18,7 @@ def key_tables(rows: Rows) -> str:
     for a, axis in enumerate(KEY_AXES):
         if (shown[a].sum(axis=1) > 0).sum() < 2:
             continue  # one key alone tells nothing
-        heads = "".join(f"<th>read {name}</th>" for name in NAMES[axis])
+        heads = "".join(f"<th>{name}</th>" for name in NAMES[axis])
         body = []
         for asked, name in enumerate(NAMES[axis]):
             n, of = int(shown[a, asked].sum()), max(1, int(ceiling[a, asked].sum()))
@@ -28,11 +28,11 @@ def key_tables(rows: Rows) -> str:
             ]
             body.append(f"<tr><th>{name}</th>{''.join(cells)}<td>{n}</td></tr>" if n else "")
         tables.append(
-            f"<div class='table'><table><thead><tr><th>{axis}</th>{heads}<th>frames</th></tr></thead><tbody>{''.join(body)}"
-            "</tbody></table></div>"
+            f"<div><div class='table'><table><thead><tr><th>{axis}</th>{heads}<th>frames</th></tr></thead><tbody>{''.join(body)}"
+            "</tbody></table></div></div>"
         )
     note = (
         "<p><small>Rows: the key held; columns: what the inverse-dynamics model reads from the frames; small: from the "
         "replay. S1, S2, S7.</small></p>"
     )
-    return f"<h2>Keys read back</h2>{''.join(tables)}{note}" if tables else ""
+    return f"<h2>Keys read back</h2><div class='plots'>{''.join(tables)}</div>{note}" if tables else ""

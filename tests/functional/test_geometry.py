@@ -8,6 +8,7 @@ import torch
 
 from worldline.functional.camera import (
     actions_of_motion,
+    classes_of_actions,
     integrate,
     invert_se3,
     relative_motion,
@@ -136,3 +137,14 @@ def test_actions_shown_by_a_motion():
     shown = actions_of_motion(motion)
     assert shown.shape == (7, 10)
     assert [set(row.nonzero().flatten().tolist()) for row in shown] == [set(), *expected]
+
+
+def test_class_numbers_are_those_of_the_vocabulary():
+    from itertools import product
+
+    from worldline.control import actions
+
+    level = np.array([(right, 0, *rest) for right, *rest in product((-1, 0, 1), repeat=4)], np.int8)
+    numbers = classes_of_actions(torch.from_numpy(actions.multi_hot(level)))
+    assert numbers.tolist() == actions.class_ids(level).tolist()
+    assert sorted(numbers.tolist()) == list(range(81))

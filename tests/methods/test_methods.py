@@ -131,3 +131,69 @@ def test_levels_are_drawn_as_published():
     torch.testing.assert_close(found, torch.tensor([0.366, 0.75, 0.940], dtype=torch.float64), atol=3e-3, rtol=0)
     even = drawn_index((100_000,), "uniform", torch.Generator().manual_seed(0)).double()
     assert even.mean().item() == pytest.approx(499.5, abs=3)
+
+
+class Listener(torch.nn.Module):
+    """A score that says how the noise was mixed and what it was told of it. roles need parameters."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.heard = net, []
+
+    def text_context(self, text):
+        return self.net.text_context(text)
+
+    def forward(self, x, sigma, *args, **kwargs):
+        self.heard.append((x.detach(), sigma.detach()))
+        return self.net(x, sigma, *args, **kwargs)
+
+
+@pytest.mark.parametrize("clock", ["level", "index"])
+@pytest.mark.parametrize("levels", ["all", "exit"])
+def test_both_clocks_of_the_scores(tiny_wan, clips, empty, clock, levels):
+    """minWM's HunyuanVideo line: raw ~ U[step k + 1, step k] of (1000, 750, 500, 250, 0), mixed at shift_5(raw / 1000), told
+    1000 - raw where 1000 shift_5(raw / 1000) is meant (900 -> 100 for 978.3)."""
+    real, fake = Listener(tiny_wan()), Listener(tiny_wan())
+    options = {"score_clock": clock, "score_levels": levels, "band": (0.0, 1.0)}
+    plan = RolloutPlan.few_step(VISIBLE)
+    method = DMDConfig(**options).build(tiny_wan(), real, fake, plan, empty)
+    batch, raw_of = clips.select([0, 1]), {}
+    for step in range(8):
+        rng, k = Rng(0, step), method._exit_step(Rng(0, step))
+        for loss in (method.generator_loss, method.critic_loss):
+            real.heard.clear()
+            fake.heard.clear()
+            loss(batch, rng)
+            for x, told in [*real.heard, *fake.heard]:
+                assert (told[:, 0] == 0).all()  # the given frame
+                assert torch.equal(x[:2, 0], batch.latents[:2, 0])
+                raw = 1 - told[:, 1:] if clock == "index" else told[:, 1:] / (5 - 4 * told[:, 1:])
+                raw_of.setdefault(k, []).append(raw)
+        # Mixed at the true level whatever is told: x_t - level eps has no noise left.
+        x0 = method.rollout(batch, rng, grad=False).detach()
+        x, told = fake.heard[0]
+        level = method._renoise(x0, rng)[1]
+        eps = rng.randn_like(x0, "score noise")
+        torch.testing.assert_close(
+            x[:, 1:], ((1 - level[..., None, None, None]) * x0 + level[..., None, None, None] * eps)[:, 1:]
+        )
+        wanted = 1 - level / (5 - 4 * level) if clock == "index" else level
+        torch.testing.assert_close(told[:, 1:], wanted[:, 1:], atol=1e-5, rtol=1e-5)
+    assert len(raw_of) > 1
+    for k, raws in raw_of.items():
+        raw = torch.cat(raws)
+        inside = ((raw >= 0.75 - 0.25 * k - 1e-5) & (raw <= 1 - 0.25 * k + 1e-5)).all()
+        assert inside or levels == "all"
+    if levels == "all":
+        assert not all(
+            ((torch.cat(r) >= 0.75 - 0.25 * k) & (torch.cat(r) <= 1 - 0.25 * k)).all() for k, r in raw_of.items()
+        )
+
+
+def test_the_clock_that_runs_backwards_in_published_numbers(tiny_wan, empty):
+    plan = RolloutPlan.few_step(VISIBLE)
+    method = DMDConfig(score_clock="index").build(tiny_wan(), tiny_wan(), tiny_wan(), plan, empty)
+    true = torch.tensor([[978.2609, 937.5, 833.3333, 625.0, 357.1429]]) / 1000
+    torch.testing.assert_close(
+        1000 * method._told(true), torch.tensor([[100.0, 250, 500, 750, 900]]), atol=1e-2, rtol=0
+    )

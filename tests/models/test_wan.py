@@ -8,10 +8,12 @@ import pytest
 import torch
 from tests.conftest import randomise
 
+from worldline.control import trajectories
 from worldline.functional.camera import cameras_of
 from worldline.models.backbone import INJECTED
 from worldline.models.wan import WanConfig, WanModel
 from worldline.nn.attention import FrameMask
+from worldline.nn.layers import sinusoidal_embedding
 from worldline.schema import Cameras, ShapeError, WorldlineError
 
 
@@ -160,6 +162,21 @@ def test_discrete_actions_start_silent_then_steer_their_own_frame(tiny_wan, tiny
     torch.nn.init.normal_(fresh.proj_out.weight)
     a, b = (fresh(x, sigma, fresh.text_context(tiny_text()), cameras=replace(poses, actions=a)) for a in (held, other))
     torch.testing.assert_close(a, b, atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_a_label_embedding_reads_its_labels_off_the_motion(tiny_wan, tiny_text):
+    """As wide as the clock's embedding: HY-WorldPlay's numbers, as its models take them."""
+    turned = torch.from_numpy(trajectories.parse("w*1,wd*1,l*1,sj*1").poses())
+    poses = cameras_of(torch.linalg.inv(turned)[None].float(), torch.tensor([0.5, 0.9, 0.5, 0.5]).expand(1, 5, 4))
+    model, x, sigma = tiny_wan(actions=16), torch.randn(1, 5, 4, 4, 4), torch.rand(1, 5)
+    context = model.text_context(tiny_text())
+    labels = torch.tensor([[0.0, 9, 45, 1, 20]])
+    read = model(x, sigma, context, cameras=poses)
+    given = model(x, sigma, context, cameras=replace(poses, actions=sinusoidal_embedding(labels, 16)))
+    torch.testing.assert_close(read, given, atol=0, rtol=0)
+    other = model(x, sigma, context, cameras=replace(poses, actions=sinusoidal_embedding(labels + 1, 16)))
+    assert (read - other).abs().max() > 1e-3
 
 
 @torch.no_grad()

@@ -60,6 +60,19 @@ def actions_of_motion(motion: Tensor, move: float = 0.01, turn: float = 0.05) ->
     return torch.cat(pairs, dim=-2).flatten(-2).to(motion.dtype)
 
 
+def classes_of_actions(actions: Tensor) -> Tensor:
+    """WorldPlay's number of ten discrete actions [..., 10] (`actions_of_motion`): 9 translation + rotation in 0..80 -> [...].
+    Moves up and down it has no number for, and they are left out."""
+    right, _, forward, yaw, pitch = (actions[..., 0::2] - actions[..., 1::2]).unbind(-1)
+
+    def pair(a: Tensor, b: Tensor) -> Tensor:
+        """0 neither, 1 2 a up or down, 3 4 b up or down, 5.. both."""
+        one = torch.where(a != 0, 1 + (a < 0), torch.where(b != 0, 3 + (b < 0), 0))
+        return torch.where((a != 0) & (b != 0), 5 + 2 * (a < 0) + (b < 0), one)
+
+    return 9 * pair(forward, right) + pair(yaw, pitch)
+
+
 def relative_to_first(c2w: np.ndarray) -> np.ndarray:
     """c2w_i <- inv(c2w_0) c2w_i for [F, 4, 4]."""
     return np.linalg.inv(c2w[0]) @ c2w

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +36,11 @@ class Rng:
     def randn_like(self, x: Tensor, stream: str) -> Tensor:
         """Standard normal noise of x's shape, drawn on the CPU and moved."""
         return torch.randn(x.shape, generator=self.generator(stream)).to(x.device)
+
+
+def added(default: Any) -> Any:
+    """A config field that finished runs did not have: at its default it is no part of a stage's hash."""
+    return field(default=default, metadata={"added": True})
 
 
 LossFn = Callable[[Any, Rng], dict[str, Tensor]]

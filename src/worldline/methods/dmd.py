@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from worldline.functional.flow import add_noise, cfg, shift, velocity, velocity_to_x0
 from worldline.functional.losses import Normalizer, dmd_gradient, dmd_surrogate, flow_matching_loss, surrogate
 from worldline.methods.adversarial import AdversarialConfig, Discriminator
-from worldline.methods.base import Phase, Rng
+from worldline.methods.base import Phase, Rng, added
 from worldline.methods.guided import doubled
 from worldline.methods.noise import frame_weights
 from worldline.methods.offload import Waiting
@@ -38,6 +38,12 @@ class DMDConfig:
     score_shift: float = 5.0  # of the level the scores are asked at
     band: tuple[float, float] = (0.02, 0.98)  # those levels are clamped into
     normalizer: Normalizer = "per_sample"
+    # Where those levels are drawn: anywhere, or between the level of the student's exit step and its next one, as minWM's
+    # HunyuanVideo line does.
+    score_levels: Literal["all", "exit"] = added("all")
+    # The clock that the scores are told: the level, or 1 - u of the level shift(u), which runs backwards: what that line's
+    # published weights were trained with.
+    score_clock: Literal["level", "index"] = added("level")
     latents: int | None = None  # latent frames of a rollout (default: the clip's)
     chunkwise_backward: bool = False  # activations of one chunk, for one more forward of the exit steps; exact
     critic_draws: int = 1  # noisings of one rollout that a critic update learns from: unbiased, but they are correlated
@@ -115,7 +121,7 @@ class DMD:
     def rollout(self, batch: LatentBatch, rng: Rng, *, grad: bool) -> Tensor:
         """The student's own clip [B, T, C, H, W], given frames in front. One exit step a rollout, shared by its chunks;
         the gradient runs through that step's forward of every chunk, and never through the cache."""
-        exit_step = int(torch.randint(len(self.plan.sigmas), (), generator=rng.shared("exit")))
+        exit_step = self._exit_step(rng)
         given = self.plan.visibility.prefix
         prefix = batch.latents[:, :given] if given else None
         noise = rng.randn_like(batch.latents, "rollout")
@@ -127,13 +133,26 @@ class DMD:
             )
             return torch.cat([*([prefix] if prefix is not None else []), *chunks], dim=1)
 
+    def _exit_step(self, rng: Rng) -> int:
+        return int(torch.randint(len(self.plan.sigmas), (), generator=rng.shared("exit")))
+
     def _renoise(self, x0: Tensor, rng: Rng, stream: str = "") -> tuple[Tensor, Tensor, Tensor]:
         """A noised clip for the scores, one level a sample, given frames clean: (x_t, sigma [B, T], eps)."""
-        index = torch.randint(1000, (len(x0), 1), generator=rng.generator(stream + "level"))
-        level = shift(index / 1000, self.cfg.score_shift).clamp(*self.cfg.band).float().to(x0.device)
+        index = torch.randint(1000, (len(x0), 1), generator=rng.generator(stream + "level")) / 1000
+        if self.cfg.score_levels == "exit":
+            step, ends = self._exit_step(rng), torch.tensor([*self.plan.sigmas, 0.0])
+            upper, lower = shift(ends[step : step + 2], 1 / self.cfg.score_shift)
+            index = lower + (upper - lower) * index
+        level = shift(index, self.cfg.score_shift).clamp(*self.cfg.band).float().to(x0.device)
         eps = rng.randn_like(x0, stream + "score noise")
         full = level.expand(x0.shape[:2])
         return *self._noised(x0, eps, full), eps
+
+    def _told(self, sigma: Tensor) -> Tensor:
+        """What the scores are told of noise levels [B, T]; given frames are clean by either clock."""
+        if self.cfg.score_clock == "level":
+            return sigma
+        return torch.where(sigma > 0, 1 - shift(sigma, 1 / self.cfg.score_shift), 0)
 
     def _noised(self, x0: Tensor, eps: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         given = self.plan.visibility.prefix
@@ -168,11 +187,12 @@ class DMD:
         x_t, sigma, _ = self._renoise(x0, rng)
         self._present(x0.device, "real")
         text, cameras = doubled(batch.text, self.empty, batch.cameras)
-        v = self.real(x_t.repeat(2, 1, 1, 1, 1), sigma.repeat(2, 1), self.real.text_context(text), cameras=cameras)
+        told = self._told(sigma)
+        v = self.real(x_t.repeat(2, 1, 1, 1, 1), told.repeat(2, 1), self.real.text_context(text), cameras=cameras)
         cond, uncond = v.chunk(2)
         real = velocity_to_x0(x_t, cfg(uncond, cond, self.cfg.guidance), sigma)
         self._present(x0.device, "fake")
-        v_fake = self.fake(x_t, sigma, self.fake.text_context(batch.text), cameras=batch.cameras)
+        v_fake = self.fake(x_t, told, self.fake.text_context(batch.text), cameras=batch.cameras)
         fake = velocity_to_x0(x_t, v_fake, sigma)
         grad = dmd_gradient(fake[:, given:], real[:, given:], x0[:, given:], self.cfg.normalizer)
         return torch.cat([torch.zeros_like(x0[:, :given]), grad], dim=1)
@@ -185,7 +205,7 @@ class DMD:
             x0 = x0.detach().requires_grad_()
             x_t, sigma, _ = self._renoise(x0, rng, "gan ")
             given = self.plan.visibility.prefix
-            loss = discriminator.fool(self.real, x_t, sigma, batch.text, batch.cameras, given)
+            loss = discriminator.fool(self.real, x_t, self._told(sigma), batch.text, batch.cameras, given)
             (grad,) = torch.autograd.grad(loss, x0)
         return loss.detach(), grad
 
@@ -200,7 +220,7 @@ class DMD:
         n = len(draws)
         text = TextEmbedding(batch.text.tokens.repeat(n, 1, 1), batch.text.mask.repeat(n, 1), batch.text.fingerprint)
         cameras = None if batch.cameras is None else batch.cameras.tile(batch=n)
-        v = self.fake(x_t, sigma, self.fake.text_context(text), cameras=cameras)
+        v = self.fake(x_t, self._told(sigma), self.fake.text_context(text), cameras=cameras)
         weight = frame_weights(x0.shape[1], self.plan.visibility.prefix).to(x0.device)
         target = velocity(x0.repeat(n, 1, 1, 1, 1), eps)
         return {"loss": flow_matching_loss(v, target, weight.expand(x_t.shape[:2]))}
@@ -214,7 +234,9 @@ class DMD:
         real, _ = self._noised(batch.latents, rng.randn_like(x0, "gan real noise"), sigma)
         noise = rng.randn_like(x0, "gan perturbation")
         given = self.plan.visibility.prefix
-        return self.discriminator.loss(self.real, real, fake, sigma, batch.text, batch.cameras, given, noise)
+        return self.discriminator.loss(
+            self.real, real, fake, self._told(sigma), batch.text, batch.cameras, given, noise
+        )
 
     @torch.no_grad()
     def _clip(self, batch: LatentBatch, rng: Rng) -> tuple[LatentBatch, Tensor]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldline.nn.kv_cache import KVCache
-from worldline.schema import Cameras, TextEmbedding
+from worldline.schema import Cameras, ShapeError, TextEmbedding
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,17 @@ class Backbone(nn.Module, ABC):
         """`text_context` of prompts that fill all their places: it need not look at values."""
         return self.text_context(text)
 
+    def check(self, x: Tensor, cameras: Cameras | None, sigma: Tensor | None = None) -> None:
+        """Raises ShapeError where a call's x [B, T, C, H, W], cameras and sigma do not belong together or to this model."""
+        _, ph, pw = self.config.patch_size
+        B, T, _, H, W = x.shape
+        if sigma is not None and sigma.shape != (B, T):
+            raise ShapeError(f"sigma {tuple(sigma.shape)}: expected one noise level per latent frame, {(B, T)}")
+        if H % ph or W % pw:
+            raise ShapeError(f"latent grid {H}x{W} does not divide into patches of {ph}x{pw}")
+        if cameras is not None and cameras.w2c.shape[1] != T:
+            raise ShapeError(f"{cameras.w2c.shape[1]} cameras for {T} latent frames; expected one a frame")
+
     def freeze(self, dtype: torch.dtype = torch.float32) -> Backbone:
         """Lay the weights out for inference in `dtype`, in place, where this backbone gains by it."""
         return self.eval().requires_grad_(False)
@@ -112,6 +123,12 @@ class Backbone(nn.Module, ABC):
         """For every noise level what `model(..., conditions=)` takes in place of forming it again in every step; empty
         where this backbone has no such thing. like: the chunk [B, T, C, H, W]; start: its first latent's index."""
         return []
+
+    @property
+    def turns(self) -> bool:
+        """Whether a cached key can be moved in time by turning it (`rollout.positions`): it holds its position by rotations
+        over the whole head, and nothing else does."""
+        return False
 
     @property
     @abstractmethod
@@ -141,6 +158,11 @@ class Around(Backbone):
     def conditions(self, levels: Sequence[float], like: Tensor, cameras: Cameras | None, start: int) -> list[Any]:
         """As the model's."""
         return self.model.conditions(levels, like, cameras, start)
+
+    @property
+    def turns(self) -> bool:
+        """As the model's."""
+        return self.model.turns
 
     @property
     def reanchors(self) -> bool:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from worldline.functional.camera import actions_of_motion
+from worldline.functional.camera import actions_of_motion, classes_of_actions
 from worldline.nn.camera import CameraMatrices
-from worldline.nn.layers import TwoLayer
+from worldline.nn.layers import TwoLayer, sinusoidal_embedding
 from worldline.schema import Cameras, ShapeError
 
 MOTION_SCALE = 10.0  # brings a latent's usual motion (0.14 rad, 0.08 units) to order one
@@ -69,8 +69,9 @@ class Conditions:
 class Steered(nn.Module):
     """A clock whose vector is moved by what the camera did since the frame before, and by discrete actions (AdaLN)."""
 
-    def __init__(self, dim: int, *, motion: bool, actions: int) -> None:
+    def __init__(self, dim: int, freq_dim: int, *, motion: bool, actions: int) -> None:
         super().__init__()
+        self.freq_dim = freq_dim
         if motion:
             self.motion_embedder = TwoLayer(6, dim, "silu")
         if actions:
@@ -91,9 +92,14 @@ class Steered(nn.Module):
         return temb
 
     def _actions(self, cameras: Cameras) -> Tensor:
-        """The actions that are given, or (where none are) those that the camera's motion shows."""
+        """The actions that are given, or (where none are) those that the camera's motion shows: ten of them, or, where the
+        layer is as wide as the clock's, WorldPlay's number of one of 81 as its models take it, embedded like a time."""
         width = self.action_embedder.linear_1.in_features
-        actions = actions_of_motion(cameras.motion) if cameras.actions is None else cameras.actions
+        actions = cameras.actions
+        if actions is None:
+            actions = actions_of_motion(cameras.motion)
+            if width == self.freq_dim != actions.shape[-1]:
+                actions = sinusoidal_embedding(classes_of_actions(actions).float(), width)
         if actions.shape[-1] != width:
             raise ShapeError(f"{actions.shape[-1]} discrete actions; this model expects {width} a latent frame")
         return actions.float()

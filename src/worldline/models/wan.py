@@ -64,7 +64,8 @@ class WanConfig:
     camera: CameraMode = "none"
     camera_share: float = 0.5  # share of each head's dims that carry the camera in `fused`
     motion: bool = False  # also modulate every frame by the camera's motion since the frame before (AdaLN)
-    actions: int = 0  # and by so many discrete actions (AdaLN); 10 where they are read off the camera's motion
+    # And by so many discrete actions (AdaLN). Read off the camera's motion where they are 10, or freq_dim: WorldPlay's labels.
+    actions: int = 0
 
     # What may differ from the pretrained model whose weights are loaded: parts of their own.
     FREE: ClassVar = ("camera", "camera_share", "motion", "actions")
@@ -243,8 +244,7 @@ class ConditionEmbedder(Steered):
     """Clock and prompt: [cos|sin] -> MLP -> six modulation vectors; text -> MLP."""
 
     def __init__(self, cfg: WanConfig) -> None:
-        super().__init__(cfg.dim, motion=cfg.motion, actions=cfg.actions)
-        self.freq_dim = cfg.freq_dim
+        super().__init__(cfg.dim, cfg.freq_dim, motion=cfg.motion, actions=cfg.actions)
         self.time_embedder = TwoLayer(cfg.freq_dim, cfg.dim, "silu")
         self.time_proj = nn.Linear(cfg.dim, 6 * cfg.dim)
         self.text_embedder = TwoLayer(cfg.text_dim, cfg.dim, "gelu")
@@ -379,7 +379,7 @@ class WanModel(Backbone):
         """The clock of all noise levels of a chunk in one pass, its rotations and its cameras once: few-step sampling asks
         the same levels again and again. like: [B, T, C, H, W]; start: index of its first latent."""
         B, T = like.shape[:2]
-        self._check(like, cameras)
+        self.check(like, cameras)
         placement = self.placement(like, cameras, torch.arange(start, start + T, device=like.device))
         # Filled in on the device: a copy from the host would wait for it.
         sigma = torch.cat([torch.full((B, T), level, device=like.device) for level in levels])
@@ -394,14 +394,6 @@ class WanModel(Backbone):
         """temb: [B, T, D] -> shift and factor of the last norm, [B, T, 1, D]."""
         shift, scale = (self.scale_shift_table + temb[:, :, None]).unsqueeze(3).unbind(2)
         return shift, 1 + scale
-
-    def _check(self, x: Tensor, cameras: Cameras | None) -> None:
-        _, ph, pw = self.config.patch_size
-        T, _, H, W = x.shape[1:]
-        if H % ph or W % pw:
-            raise ShapeError(f"latent grid {H}x{W} does not divide into patches of {ph}x{pw}")
-        if cameras is not None and cameras.w2c.shape[1] != T:
-            raise ShapeError(f"{cameras.w2c.shape[1]} cameras for {T} latent frames; expected one a frame")
 
     def forward(
         self,
@@ -419,11 +411,9 @@ class WanModel(Backbone):
         every frame (default: 0.., or following the cache); mask: which of the T frames sees which; cache: the clean past
         (with a mask, an empty one: the T frames are all there is); conditions: formed before, they stand for sigma, cameras
         and positions. Returns velocity [B, T, C, H, W] in fp32."""
-        B, T, _, H, W = x.shape
+        self.check(x, cameras, sigma)
+        T, _, H, W = x.shape[1:]
         _, ph, pw = self.config.patch_size
-        if sigma.shape != (B, T):
-            raise ShapeError(f"sigma {tuple(sigma.shape)}: expected one noise level per latent frame, {(B, T)}")
-        self._check(x, cameras)
         mods: Sequence[Tensor | Modulation]
         if conditions is None:
             if positions is None:
@@ -445,6 +435,11 @@ class WanModel(Backbone):
         out = self.proj_out(modulated_norm(h, shift, factor, self.config.eps)).float()
         out = dist.all_tokens(out, 2) if shared else out
         return rearrange(out, "b t (h w) (p q c) -> b t c (h p) (w q)", h=H // ph, w=W // pw, p=ph, q=pw)
+
+    @property
+    def turns(self) -> bool:
+        """Queries and keys are turned by their position over the whole head, as `rollout.positions` knows it."""
+        return True
 
     @property
     def reanchors(self) -> bool:

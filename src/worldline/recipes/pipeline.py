@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def _conversion(recipe: Recipe, ws: Workspace) -> list[Node]:
         if recipe.data.pose_noise is not None and not recipe.data.pose_noise.none:
             config["pose_noise"] = to_data(recipe.data.pose_noise)
         if stage.method != "finetune":
-            config["rollout"] = to_data(recipe.rollout)
+            config["rollout"] = _rollout(recipe)
         external = {
             **(ws.external("base") if "base" in sources else {}),
             **{directory: weights_hash(ws.model_dir(directory)) for directory in elsewhere},
@@ -115,7 +115,7 @@ def _conversion(recipe: Recipe, ws: Workspace) -> list[Node]:
 def _evaluation(recipe: Recipe, ws: Workspace, name: str) -> Node:
     made_here = name in recipe.stages or ws.internal("base") != ()
     own, parts = ((name,) if made_here else ()), ws.internal("data", "codec")
-    config = {"rollout": to_data(recipe.rollout), "latents": recipe.data.latents}
+    config = {"rollout": _rollout(recipe), "latents": recipe.data.latents}
     return Node(
         f"{name}-evaluation",
         config,
@@ -133,7 +133,7 @@ def _results(recipe: Recipe, ws: Workspace) -> list[Node]:
     if ws.last is None:
         return [report]
     parts, external = ws.internal("data", "codec"), ws.external("data", "codec")
-    rollout = to_data(recipe.rollout)
+    rollout = _rollout(recipe)
     # First-frame latency is of the first bidirectional, the first causal and the last model.
     compared = tuple(dict.fromkeys(s for s in (ws.first("finetune"), ws.first(*MULTI_STEP_CAUSAL), ws.last) if s))
     reference = ws.bundled_world()
@@ -163,7 +163,16 @@ def _results(recipe: Recipe, ws: Workspace) -> list[Node]:
 
 def _seeded(recipe: Recipe, section: Any) -> dict[str, Any]:
     """A section as what decides its result: with the recipe's seed, without settings that only watch or keep."""
-    return {"seed": recipe.seed, **to_data(section), "train": decisive(section.train)}
+    data, options = to_data(section), section.options
+    late = {f.name for f in fields(options) if f.metadata.get("added") and getattr(options, f.name) == f.default}
+    data["options"] = {k: v for k, v in data["options"].items() if k not in late}
+    return {"seed": recipe.seed, **data, "train": decisive(section.train)}
+
+
+def _rollout(recipe: Recipe) -> dict[str, Any]:
+    """The rollout section, as runs had it before there was a memory where there is none."""
+    data: dict[str, Any] = to_data(recipe.rollout)
+    return {k: v for k, v in data.items() if k != "history" or v is not None}
 
 
 def _episodes(recipe: Recipe, ws: Workspace) -> Node:

@@ -26,7 +26,6 @@ from worldline.functional.masks import Visibility
 from worldline.functional.prope import projection_matrices
 from worldline.functional.rope import rope_angles
 from worldline.models.backbone import Backbone
-from worldline.models.wan import WanConfig
 from worldline.nn.camera import block_diagonal
 from worldline.nn.kv_cache import RingCache, Stream
 from worldline.schema import Cameras, WorldlineError
@@ -114,7 +113,7 @@ def turn_window(model: Backbone, cache: RingCache, turns: dict[int, tuple[int, T
 
 def check_policy(model: Backbone, policy: Positions) -> None:
     """Raises WorldlineError for a backbone whose keys are made in another way than `turn_window` knows."""
-    if policy != "absolute" and not isinstance(model.config, WanConfig):
+    if policy != "absolute" and not model.turns:
         raise WorldlineError(
             f"positions {policy!r} with a {type(model).__name__}; expected 'absolute', the one policy of this backbone"
         )

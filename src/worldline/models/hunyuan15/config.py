@@ -43,7 +43,8 @@ class HunyuanConfig:
     camera_share: float = 0.5  # share of each head's dims that carry the camera in `fused`
     legacy_prope_cache: bool = False  # `branch`: past frames by their rotated keys and plain values, as minWM streamed
     motion: bool = False  # also modulate every frame by the camera's motion since the frame before (AdaLN)
-    actions: int = 0  # and by so many discrete actions (AdaLN); 10 where they are read off the camera's motion
+    # And by so many discrete actions (AdaLN). Read off the camera's motion where they are 10, or freq_dim: WorldPlay's labels.
+    actions: int = 0
     meanflow: bool = False  # step-distilled weights know the level a step goes to
 
     # What may differ from the pretrained model whose weights are loaded: parts of their own, or ways to run.

@@ -42,8 +42,7 @@ class Clock(Steered):
     """Noise level of a frame, and what was done in it, to one vector."""
 
     def __init__(self, cfg: HunyuanConfig) -> None:
-        super().__init__(cfg.dim, motion=cfg.motion, actions=cfg.actions)
-        self.freq_dim = cfg.freq_dim
+        super().__init__(cfg.dim, cfg.freq_dim, motion=cfg.motion, actions=cfg.actions)
         self.timestep_embedder = TwoLayer(cfg.freq_dim, cfg.dim, "silu")
         if cfg.meanflow:
             self.timestep_embedder_r = TwoLayer(cfg.freq_dim, cfg.dim, "silu")
@@ -221,7 +220,7 @@ class HunyuanModel(Backbone):
         if self.config.text_mode == "joint":
             return []
         B, T = like.shape[:2]
-        self._check(like, cameras)
+        self.check(like, cameras)
         positions = torch.arange(start, start + T, device=like.device)
         placement = self.placement(like, cameras, positions)
         # Filled in on the device: a copy from the host would wait for it.
@@ -243,14 +242,6 @@ class HunyuanModel(Backbone):
         """[B, T], 1 for a first frame that is clean."""
         return ((sigma == 0) & (positions.to(sigma.device) == 0)).float()
 
-    def _check(self, x: Tensor, cameras: Cameras | None) -> None:
-        _, ph, pw = self.config.patch_size
-        T, _, H, W = x.shape[1:]
-        if H % ph or W % pw:
-            raise ShapeError(f"latent grid {H}x{W} does not divide into patches of {ph}x{pw}")
-        if cameras is not None and cameras.w2c.shape[1] != T:
-            raise ShapeError(f"{cameras.w2c.shape[1]} cameras for {T} latent frames; expected one a frame")
-
     def forward(
         self,
         x: Tensor,
@@ -265,11 +256,9 @@ class HunyuanModel(Backbone):
     ) -> Tensor:
         """As `WanModel.forward`. A joint model takes whole clips alone: it raises WorldlineError where a mask or a cache says
         that frames do not see each other."""
-        B, T, _, H, W = x.shape
+        self.check(x, cameras, sigma)
+        T, _, H, W = x.shape[1:]
         _, ph, pw = self.config.patch_size
-        if sigma.shape != (B, T):
-            raise ShapeError(f"sigma {tuple(sigma.shape)}: expected one noise level per latent frame, {(B, T)}")
-        self._check(x, cameras)
         mods: Sequence[Tensor | Modulation]
         if conditions is None:
             if positions is None:

@@ -22,20 +22,29 @@ EXAMPLES = """\
   worldline evaluate --export inputs --suite smoke start images and action logs for a model that runs elsewhere ...
   worldline evaluate --from-clips inputs --suite smoke    ... and its clips, written beside them
   worldline evaluate --open clips                  clips with action logs of their own, without a truth
+  worldline evaluate nano --tier2 lpips=weights/lpips,clip=weights/clip    figures of networks you have the weights of
+  worldline evaluate nano --bench bench.json       speed of the same weights (worldline bench --json) in the same row
+  worldline evaluate nano --track tensorboard      figures and clips there, too
   worldline evaluate --self-test                   plant faults and see that the right figures react
   worldline evaluate --train-idm data/nano         train the model that reads keys from frames (ten minutes of a core)
   worldline evaluate runs/nano --stages all --suite stages     every stage of a conversion on the same episodes
   worldline evaluate --list                        suites, presets and figures
 """
 
-COMPARE = "  worldline compare runs/evaluate-nano-quick runs/evaluate-mine-quick\n"
+COMPARE = """\
+  worldline compare runs/evaluate-nano-quick runs/evaluate-mine-quick
+  worldline compare A B --blind blind.html         a page for people: which follows the keys, which looks better?
+  worldline compare A B --answers answers.json     what they said, un-blinded
+"""
 
 
 def add(subcommands: Subcommands) -> None:
     """Register the subcommands."""
     sub = command(subcommands, "evaluate", main, "measure a world against the simulator", EXAMPLES)
     sub.add_argument("world", metavar="WORLD", nargs="?", help="bundled (nano), world or run directory, or oracle")
-    sub.add_argument("--suite", default="smoke", metavar="PRESET", help="smoke, quick, full, or stages (default: smoke)")
+    sub.add_argument(
+        "--suite", default="smoke", metavar="PRESET", help="smoke, quick, full, or stages (default: smoke)"
+    )
     sub.add_argument("--only", default="", metavar="S2,S3", help="these suites of the preset only")
     sub.add_argument("--episodes", type=int, default=0, metavar="N", help="at most N episodes of every script")
     sub.add_argument("--stages", metavar="A,B", help="stages of a run directory in one table: base,ar,dmd@2, or all")
@@ -57,6 +66,15 @@ def add(subcommands: Subcommands) -> None:
     )
     sub.add_argument("--pose", action="store_true", help="estimate camera paths, too (needs the extra `pose`; minutes)")
     sub.add_argument(
+        "--tier2", default="", metavar="NAME=PATH,..", help="figures of learned networks, with weights of yours: lpips, "
+        "fvd, jedi, clip, aesthetic, vbench (what each needs: docs/evaluation.md)"
+    )  # fmt: skip
+    sub.add_argument(
+        "--bench", type=Path, metavar="FILE", help="what `worldline bench --json` wrote for these weights (default: a "
+        "bench*.json of theirs beside the results or in the world's folder)"
+    )  # fmt: skip
+    sub.add_argument("--track", default="", metavar="T,..", help="results to tensorboard, wandb, trackio, rerun, too")
+    sub.add_argument(
         "--train-idm", type=Path, metavar="DATA", help="train the inverse-dynamics model on rendered clips, and leave"
     )
     sub.add_argument("--self-test", action="store_true", help="test the metrics by planted faults, with no world")
@@ -66,6 +84,13 @@ def add(subcommands: Subcommands) -> None:
     sub.add_argument("a", metavar="A", type=Path, help="directory of a finished evaluation")
     sub.add_argument("b", metavar="B", type=Path, help="directory of another")
     sub.add_argument("--json", type=Path, metavar="F", help="write the comparison as JSON")
+    sub.add_argument(
+        "--blind", type=Path, metavar="HTML", help="write a page that asks people, without saying which is which"
+    )
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the page's order and sides (default: 0)")
+    sub.add_argument(
+        "--answers", type=Path, nargs="+", metavar="JSON", help="what such a page saved, of one or more people"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -99,6 +124,14 @@ def _run(console: Console, args: argparse.Namespace) -> int:
 
     if args.stages is not None:
         return _stages(console, args)
+    from worldline.evaluate import learned
+    from worldline.evaluate.speed import find_bench, read_bench
+    from worldline.track import parse
+
+    # What can be wrong with the options is said before minutes are spent.
+    tier2, track = learned.parse(args.tier2), parse(args.track)
+    if args.bench is not None:
+        read_bench(args.bench)
     begin = time.monotonic()
     if args.from_clips is not None:
         from worldline.evaluate.clips import ClipsAdapter
@@ -123,8 +156,13 @@ def _run(console: Console, args: argparse.Namespace) -> int:
     }
     from worldline.evaluate.publish import publish
 
-    page, table = publish(plan, rows, facts, pose=args.pose)
+    bench = args.bench or find_bench(model.info().weights, (plan.out, plan.out.parent, Path(args.world or plan.out)))
+    page, table = publish(plan, rows, facts, pose=args.pose, tier2=tier2, bench=bench)
     console.print(table)
+    if track:
+        from worldline.evaluate.tracked import tell
+
+        tell(track, plan, page.parent / "track")
     console.print(f"[bold green]done[/] in {duration(time.monotonic() - begin)}; report: {page}", highlight=False)
     return 0
 
@@ -173,6 +211,10 @@ def adapter_of(name: str, device: str) -> WorldAdapter:
 
 def compare(args: argparse.Namespace) -> int:
     """Two finished evaluations."""
+    if args.blind is not None:
+        return _blind(args)
+    if args.answers is not None:
+        return _answers(args)
     from rich.console import Console
     from rich.table import Table
 
@@ -197,6 +239,42 @@ def compare(args: argparse.Namespace) -> int:
             str(d.n),
             c.better or "no difference",
         )
+    Console().print(table)
+    return 0
+
+
+def _blind(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from worldline.evaluate.blind import write_blind
+
+    count = write_blind(args.a, args.b, args.blind, seed=args.seed)
+    Console().print(
+        f"{count} pairs in {args.blind} ({args.blind.stat().st_size / 2**20:.1f} MiB); its answers.json comes back with "
+        f"worldline compare {args.a} {args.b} --answers answers.json",
+        highlight=False,
+    )
+    return 0
+
+
+def _answers(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from worldline.cli.common import write_json
+    from worldline.evaluate.answers import preferences
+    from worldline.evaluate.blind import QUESTIONS
+
+    found = preferences(args.a, args.b, args.answers)
+    if args.json is not None:
+        write_json(args.json, {"a": str(args.a), "b": str(args.b), "questions": [p.as_dict() for p in found]})
+    table = Table("question", "A", "B", "no difference", "share of B", "95 %", "p", "episodes", "better")
+    for p in found:
+        span = f"{p.low:.2f} to {p.high:.2f}" if p.episodes > 1 else "one episode"
+        table.add_row(
+            QUESTIONS[p.question], str(p.a), str(p.b), str(p.ties), f"{p.share:.2f}", span, f"{p.p:.3f}", str(p.episodes),
+            p.better or "no difference",
+        )  # fmt: skip
     Console().print(table)
     return 0
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from worldline.evaluate.figures import HEADLINE
+from worldline.evaluate.speed import told_where
 
 
 def told(figure: Mapping[str, Any], digits: int) -> str:
@@ -18,9 +19,10 @@ def told(figure: Mapping[str, Any], digits: int) -> str:
 
 
 def columns(results: Mapping[str, Any]) -> list[str]:
-    """The headline figures that any row has."""
-    rows = results["figures"].values()
-    return [name for name in HEADLINE if any(row.get(name, {}).get("status") == "ok" for row in rows)]
+    """The headline figures that any row has, then those of tier 2 and of a bench."""
+    rows, units = results["figures"].values(), results["units"]
+    names = (*HEADLINE, *(n for n, unit in units.items() if unit.get("column")))
+    return [name for name in names if any(row.get(name, {}).get("status") == "ok" for row in rows)]
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -70,6 +72,13 @@ def markdown(results: Mapping[str, Any]) -> str:
     facts = [
         f"protocol {results['protocol']}, metrics {results['metric_version']}, suite {results['suite_hash']}",
         f"weights {model['weights']}, {stamp['machine']}, torch {stamp['torch']}, commit {stamp['git']}, {stamp['date']}",
+    ]
+    if "bench" in results:
+        facts.append(f"frame rate, first pixels and action to pixel measured on {told_where(results['bench'])}")
+    facts += [
+        f"{name} with weights {tier['weights']}"
+        for name, tier in results["tiers"].items()
+        if tier["status"] == "ok" and "weights" in tier
     ]
     return "\n".join(
         [

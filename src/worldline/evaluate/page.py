@@ -21,10 +21,12 @@ from worldline.evaluate.keys_page import key_tables
 from worldline.evaluate.metrics.drift import segment_means
 from worldline.evaluate.metrics.motion import AXES
 from worldline.evaluate.plots import Line, line_plot, map_plot
+from worldline.evaluate.references import ROWS
 from worldline.evaluate.report import picture
 from worldline.evaluate.response import by_latent
 from worldline.evaluate.runner import Plan, shown
 from worldline.evaluate.score import Score
+from worldline.evaluate.speed import told_where
 from worldline.evaluate.statistics import resamples
 from worldline.evaluate.style import CSS
 from worldline.evaluate.suites import FPS, Case, level
@@ -101,6 +103,7 @@ def _head(results: Mapping[str, Any]) -> str:
         "machine": results["stamp"]["machine"],
         "commit": results["stamp"]["git"],
         "date": results["stamp"]["date"],
+        "speed measured on": told_where(results["bench"]) if "bench" in results else "",
     }
     told_facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items() if v)
     lossy = (
@@ -417,8 +420,10 @@ def _stamp(results: Mapping[str, Any]) -> str:
         if tier["status"] != "ok":
             facts[label] = f"{tier['status']}: {tier['reason']}"
             continue
-        for row in ("model", "replay"):
+        for row in (r for r in ("model", *ROWS) if r in tier):
             said = ", ".join(f"{n} {v:.3g}" for n, v in tier[row].items() if v is not None)
             facts[f"{label}, {row}"] = f"{said}, of {tier['clips']} clips"
+        if "weights" in tier:
+            facts[f"{label}, weights"] = tier["weights"]
     rows = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())
     return f"<h2>Stamp</h2><dl class='facts'>{rows}</dl>"

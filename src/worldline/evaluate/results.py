@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from worldline.evaluate.figures import BY_NAME, FIGURES, Rows
+from worldline.evaluate.learned import NEEDS, as_columns, skipped
 from worldline.evaluate.references import ROWS
 from worldline.evaluate.score import METRIC_VERSION, Score
 from worldline.evaluate.store import write_json
@@ -38,28 +39,23 @@ TOLD_OF_MODEL = (
 )  # not of others
 
 
-LEARNED = {  # tier 2: nothing of it runs without files that only a user can supply
-    "lpips": "needs AlexNet weights; none given",
-    "fvd": "needs I3D weights and at least 256 clips; none given",
-    "clip": "needs CLIP weights; none given",
-    "vbench": "needs a VBench installation with its dozen backbones; none given",
-}
-
-
 def summarise(
     rows: Mapping[str, Mapping[str, Score]],
     manifest: Mapping[str, Any],
     facts: Mapping[str, str],
     pose: Mapping[str, Any] | None = None,
+    learned: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json. manifest: as the runner wrote it; facts: the stamp's further lines (recipe, command);
-    pose: tier 1, where it was asked for."""
+    pose, learned: tiers 1 and 2, where they were asked for."""
+    learned = learned or {name: skipped(name) for name in NEEDS}
+    extra, extra_units = as_columns(learned)
     figures: dict[str, dict[str, Any]] = {}
     for row in ("model", *(r for r in ROWS if r in rows)):
         scores = list(rows[row].values())
         figures[row] = {
             f.name: _plain(f.of(scores, rows)) for f in FIGURES if row == "model" or f.name not in TOLD_OF_MODEL
-        }
+        } | extra.get(row, {})
     model = list(rows["model"].values())
     return {
         "schema": SCHEMA,
@@ -79,10 +75,11 @@ def summarise(
         "units": {
             f.name: {"unit": f.unit, "better": f.better, "digits": f.digits, "about": f.about, "tier": 0}
             for f in FIGURES
-        },
+        }
+        | extra_units,
         "tiers": {
             "1": pose or {"status": "skipped", "reason": "camera paths were not asked for (--pose)"},
-            **{name: {"status": "skipped", "reason": reason} for name, reason in LEARNED.items()},
+            **learned,
         },
         "lag_by_phase": lag_by_phase(rows, int(manifest["model"]["frames_per_step"])),
         "worst": worst(rows),

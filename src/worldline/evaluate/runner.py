@@ -189,7 +189,7 @@ def _claim(model: WorldAdapter, plan: Plan, wanted: list[Case]) -> None:
     manifest = {
         "model": info.as_dict(), "protocol": PROTOCOL, "metric_version": METRIC_VERSION, "seeds": seeds_hash(),
         "preset": plan.preset, "suites": list(plan.suites), "suite_hash": suite_hash(wanted),
-        "truth": str(plan.truth),
+        "truth": str(plan.truth), "episodes": plan.episodes, "frames": plan.frames,
     }  # fmt: skip
     if path.is_file():
         there = json.loads(path.read_text())

@@ -26,7 +26,7 @@ def open_tracker(folder: Path, run: str, config: Mapping[str, Any], resume_step:
         resume="allow",
         dir=str(folder),
         config=dict(config),
-        mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+        mode=os.environ.get("WANDB_MODE", "offline"),
         reinit="create_new",
         settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True),
     )

@@ -16,7 +16,7 @@ from worldline.recipes.schema import Recipe
 from worldline.schema import WorldlineError
 
 STUDIES = ("poses", "steps", "batch")
-EXACT = "exact"
+EXACT, JUDGED = "exact", "estimated"  # the two levels of errors that the finding is about
 
 # Sizes, a step being a latent frame (4 frames of video):
 # small      what structure from motion attains on still scenes (0.02 to 0.2 degrees a step), units aligned;
@@ -72,19 +72,25 @@ class Trial:
 
 
 def trials(preset: Preset, studies: tuple[str, ...] = STUDIES) -> list[Trial]:
-    """Every run that some studies need, the shared ones first, then small batches, then noisy cameras. Raises WorldlineError
-    on an unknown study."""
+    """Every run that some studies need: the shared ones, estimated cameras, batches from the smallest, the other cameras; so
+    that a table that is not finished says most. Raises WorldlineError on an unknown study."""
     for study in studies:
         if study not in STUDIES:
             raise WorldlineError(f"study {study!r}; {did_you_mean(study, STUDIES)}, or all")
-    largest, seeds = max(preset.batches), range(preset.seeds)
-    found = [Trial(f"exact-seed{s}", EXACT, largest, s, preset.every, STUDIES) for s in seeds]
-    if "batch" in studies:
-        for batch in sorted(set(preset.batches) - {largest}, reverse=True):
-            found += [Trial(f"batch{batch}-seed{s}", EXACT, batch, s, preset.rarely, ("batch",)) for s in seeds]
-    if "poses" in studies:
-        for level in reversed([level for level in preset.levels if level != EXACT]):
-            found += [Trial(f"{level}-seed{s}", level, largest, s, preset.rarely, ("poses",)) for s in seeds]
+    largest, found = max(preset.batches), []
+
+    def add(name: str, level: str, batch: int, every: int, read_by: tuple[str, ...]) -> None:
+        found.extend(Trial(f"{name}-seed{s}", level, batch, s, every, read_by) for s in range(preset.seeds))
+
+    noisy = sorted((level for level in preset.levels if level != EXACT), key=lambda level: level != JUDGED)
+    noisy = noisy if "poses" in studies else []
+    add(EXACT, EXACT, largest, preset.every, STUDIES)
+    for level in noisy[:1]:
+        add(level, level, largest, preset.rarely, ("poses",))
+    for batch in sorted(set(preset.batches) - {largest}) if "batch" in studies else []:
+        add(f"batch{batch}", EXACT, batch, preset.rarely, ("batch",))
+    for level in noisy[1:]:
+        add(level, level, largest, preset.rarely, ("poses",))
     return found
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from worldline.evaluate.card import told
 from worldline.evaluate.figures import BY_NAME, floor_of
 from worldline.evaluate.films import contact_sheet
+from worldline.evaluate.metrics.tolerant import FRAMES as REACH
 from worldline.evaluate.plots import Line, line_plot
 from worldline.evaluate.report import picture
 from worldline.evaluate.runner import Plan, shown
@@ -142,9 +143,9 @@ def _table(title: str, names: Sequence[str], span: str, results: Mapping[str, An
             boxes.append(f"<td>{main}<small>{f'± {spread}' if spread else '&nbsp;'}</small></td>")
         mark = " class='last'" if name == results["teacher"] else ""
         beside = f"<small>{escape(how)}</small>" if how else ""
-        body.append(f"<tr{mark}><th>{escape(name)} {beside}</th>{''.join(boxes)}<td>{speeds.get(name, '')}</td></tr>")
+        body.append(f"<tr{mark}><th>{escape(name)} {beside}</th><td>{speeds.get(name, '')}</td>{''.join(boxes)}</tr>")
     return (
-        f"<h2>{title}</h2><div class='table'><table><thead><tr><th></th>{heads}<th>frames a second</th></tr></thead><tbody>"
+        f"<h2>{title}</h2><div class='table'><table><thead><tr><th></th><th>frames a second</th>{heads}</tr></thead><tbody>"
         f"{''.join(body)}</tbody></table></div><p><small>± is half of the 95 % bootstrap interval over episodes. Marked: the "
         "teacher.</small></p>"
     )
@@ -176,6 +177,7 @@ def _curves(measured: list[Measured], results: Mapping[str, Any]) -> str:
         if lines:
             floor = [floor_of(s, which[0][1])[1:] for s in which[0][1]["model"].values() if s.suite == "S7"]
             mean = np.mean([f[: min(map(len, floor))] for f in floor], axis=0)
+            mean[: 2 * REACH] = np.nan  # a repeated start is the truth while tolerance reaches back to it
             lines.append(Line("better guess", np.arange(1, len(mean) + 1) / FPS, mean, "thin"))
             plots.append((f"{title}: tolerant PSNR, S7", line_plot(lines, "seconds", "dB")))
     for m in measured:

@@ -195,12 +195,12 @@ def measure_stages(
     frames = opening_frames(contestants)
     found: list[Measured] = []
     for contestant in contestants:
-        model = PlayerAdapter(contestant, setting)
+        model, told = PlayerAdapter(contestant, setting), _about(contestant.label, progress)
         whole, opening = part(plan, contestant.label), part(plan, contestant.label, frames)
         if contestant.clip:
-            found.append(Measured(contestant, opening=evaluate(model, opening, progress)))
+            found.append(Measured(contestant, opening=evaluate(model, opening, told)))
             continue
-        measured = Measured(contestant, whole=evaluate(model, whole, progress))
+        measured = Measured(contestant, whole=evaluate(model, whole, told))
         if frames and measured.whole is not None:
             measured.opening = evaluate(Opening(model.info(), whole), opening)
         found.append(measured)
@@ -218,3 +218,8 @@ def measure_stages(
             if rows is not None:
                 rows["codec"] = ceiling["model"]
     return found
+
+
+def _about(label: str, progress: Progress | None) -> Progress | None:
+    """Progress that says whose episode was done."""
+    return None if progress is None else lambda done, total, name: progress(done, total, f"{label}  {name}")

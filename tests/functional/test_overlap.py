@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from worldline.functional.camera import rotation_pitch, rotation_yaw
-from worldline.functional.overlap import fov_overlap, frustum_points, spread_points
+from worldline.functional.overlap import fov_overlap, spread_points
 
 K = torch.tensor([0.44, 0.67, 0.5, 0.5], dtype=torch.float64)
 NEAR, FAR = 0.1, 2.0
@@ -51,7 +51,7 @@ def test_overlap_is_what_a_dense_grid_counts():
 
 def test_a_turn_on_the_spot_overlaps_as_trigonometry_says():
     """A flat camera (no height) of half angle a, turned by b <= 2 a, has the rays t = tan(angle) in [tan(b - a), tan a] of its
-    2 tan a in sight. One at t gets g = cos b + t sin b times as deep: past t = tan(b / 2) its far end, 1 - 1 / g of it, is too far.
+    2 tan a in sight. One at t gets g = cos b + t sin b times as deep: past t = tan(b / 2) its end, 1 - 1 / g of it, is too far.
     So (tan(b / 2) - tan(b - a) + log(cos(b - a) / cos a) / sin b) / (2 tan a)."""
     flat = torch.tensor([0.44, 1e6, 0.5, 0.5], dtype=torch.float64)
     a, turns = np.arctan(0.5 / 0.44), np.arange(7.0, 130.0, 7.0)

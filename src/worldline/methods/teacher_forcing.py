@@ -14,6 +14,7 @@ from worldline.methods.base import Phase, Rng
 from worldline.methods.finetune import drop_text
 from worldline.methods.noise import Levels, drawn_index, frame_weights, level_weights, per_chunk_index, table_levels
 from worldline.models.backbone import Backbone
+from worldline.rollout.history import HistoryPolicy
 from worldline.rollout.teacher_forcing import teacher_forced_velocity
 from worldline.schema import LatentBatch, TextEmbedding
 
@@ -29,18 +30,27 @@ class TeacherForcingConfig:
     context_noise: float = 0.0  # clean halves are noised to U(0, this), so that the model forgives its own past
     text_dropout: float = 0.1
 
-    def build(self, model: Backbone, visibility: Visibility, empty: TextEmbedding) -> TeacherForcing:
-        """visibility: chunk, window, sink, prefix of the world to be; empty: the empty prompt [1, L, D]."""
-        return TeacherForcing(self, model, visibility, empty)
+    def build(
+        self, model: Backbone, visibility: Visibility, empty: TextEmbedding, history: HistoryPolicy | None = None
+    ) -> TeacherForcing:
+        """visibility: chunk, window, sink, prefix of the world to be; empty: the empty prompt [1, L, D]; history: what its
+        chunks recall from beyond the window."""
+        return TeacherForcing(self, model, visibility, empty, history)
 
 
 class TeacherForcing:
     """One network, one phase; the noisy half alone is scored, given prefix frames are not."""
 
     def __init__(
-        self, cfg: TeacherForcingConfig, model: Backbone, visibility: Visibility, empty: TextEmbedding
+        self,
+        cfg: TeacherForcingConfig,
+        model: Backbone,
+        visibility: Visibility,
+        empty: TextEmbedding,
+        history: HistoryPolicy | None = None,
     ) -> None:
         self.cfg, self.model, self.visibility, self.empty = cfg, model, visibility, empty
+        self.history = history
         self.roles = {"model": model}
         self.phases = (Phase("flow", "model", self.loss),)
 
@@ -69,6 +79,7 @@ class TeacherForcing:
             cameras=batch.cameras,
             visibility=self.visibility,
             sigma_clean=sigma_clean,
+            history=self.history,
         )
         weight = level_weights(index, cfg.shift, cfg.weighting) * frame_weights(T, self.visibility.prefix)
         return {"loss": flow_matching_loss(v, velocity(x0, eps), weight.to(x0.device))}

@@ -86,10 +86,10 @@ def _finetune(ws: Workspace, section: StageSection, name: str, directory: Path) 
 
 
 def _causal(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
-    model = networks(ws, section)["model"]
-    return Built(
-        section.options.build(model, ws.recipe.rollout.visibility(), empty_prompt(ws)), "model", latents(ws, section)
-    )
+    model, rollout = networks(ws, section)["model"], ws.recipe.rollout
+    recalled = {"history": rollout.memory()} if section.method == "teacher_forcing" else {}
+    method = section.options.build(model, rollout.visibility(), empty_prompt(ws), **recalled)
+    return Built(method, "model", latents(ws, section))
 
 
 def _ode(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
@@ -122,7 +122,7 @@ def _consistency(ws: Workspace, section: StageSection, name: str, directory: Pat
 
 def _dmd(ws: Workspace, section: StageSection, name: str, directory: Path) -> Built:
     rollout, nets = ws.recipe.rollout, networks(ws, section)
-    plan = RolloutPlan.few_step(rollout.visibility(), rollout.steps)
+    plan = RolloutPlan.few_step(rollout.visibility(), rollout.steps, history=rollout.memory())
     method = section.options.build(nets["generator"], nets["real"], nets["fake"], plan, empty_prompt(ws))
     return Built(method, "generator", latents(ws, section))
 

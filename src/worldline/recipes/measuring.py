@@ -49,14 +49,14 @@ def player(ws: Workspace, stage: str, model: Backbone | None = None) -> Player:
     section = ws.recipe.base if stage == "base" else ws.recipe.stages[stage]
     method = section.method if isinstance(section, StageSection) else "base"
     model = model or ws.model(stage, "none" if stage == "base" else None)
-    visibility, whole_clip = rollout.visibility(), None
+    visibility, whole_clip, memory = rollout.visibility(), None, rollout.memory()
     if method in ("base", "finetune"):
         visibility = Visibility(bidirectional=True, prefix=rollout.prefix)
-        whole_clip = clip_latents(ws, section)
+        whole_clip, memory = clip_latents(ws, section), None
     if not ws.few_step(stage):
-        plan = RolloutPlan.multi_step(visibility, rollout.multi_steps, rollout.guidance)
+        plan = RolloutPlan.multi_step(visibility, rollout.multi_steps, rollout.guidance, history=memory)
     else:
-        plan = RolloutPlan.few_step(visibility, rollout.steps)
+        plan = RolloutPlan.few_step(visibility, rollout.steps, history=memory)
     return Player(model, ws.codec(), ws.text_encoder(), plan, ws.clips().move_scale, whole_clip)
 
 

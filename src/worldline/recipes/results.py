@@ -53,6 +53,7 @@ def world(ws: Workspace, directory: Path) -> dict[str, float]:
         move_scale=clips.move_scale,
         walk_units_per_frame=float(clips.info["walk_units_per_frame"]),
         text=_write_text(ws, directory, captions),
+        memory=rollout.memory(),
     )
     described.write(directory)  # last: a directory with a world.json is a whole world
     return {}

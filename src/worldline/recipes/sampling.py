@@ -41,7 +41,9 @@ def sampler(ws: Workspace, stage: str, trainer: Trainer, role: str) -> Callable[
         played = replace(played, codec=played.codec.to(played.device))
         if not ws.few_step(stage):
             rollout = ws.recipe.rollout
-            plan = RolloutPlan.multi_step(played.plan.visibility, min(rollout.multi_steps, STEPS), rollout.guidance)
+            plan = RolloutPlan.multi_step(
+                played.plan.visibility, min(rollout.multi_steps, STEPS), rollout.guidance, history=played.plan.history
+            )
             played = replace(played, plan=plan)
         clips = [held[i] for i in range(min(CLIPS, len(held)))]
         grid = played.codec.grid

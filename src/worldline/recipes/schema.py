@@ -22,6 +22,7 @@ from worldline.models.nano_vae import NanoVAEConfig
 from worldline.models.registry import BackboneConfig, variant
 from worldline.models.wan import CameraMode
 from worldline.recipes.builder import Place, RecipeError, convert, did_you_mean
+from worldline.rollout.history import CameraMemory
 from worldline.schema import TimeGrid, WorldlineError
 from worldline.train.config import TrainConfig
 from worldline.train.health import HealthConfig
@@ -141,6 +142,17 @@ class TextSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HistorySection(CameraMemory):
+    """What chunks recall from beyond their window, and by which policy."""
+
+    policy: Literal["camera_memory"] = "camera_memory"
+
+    def memory(self) -> CameraMemory:
+        """The policy alone."""
+        return CameraMemory(**{f.name: getattr(self, f.name) for f in fields_of(CameraMemory)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutSection:
     """How worlds unfold: every causal stage, the exported world and its evaluation agree on this."""
 
@@ -151,6 +163,11 @@ class RolloutSection:
     steps: int = 4  # denoising steps of the few-step student
     guidance: float = 3.0  # of multi-step sampling
     multi_steps: int = 50  # denoising steps of multi-step sampling
+    history: HistorySection | None = None  # null recalls nothing; else teacher_forcing and dmd stages train with it
+
+    def memory(self) -> CameraMemory | None:
+        """What chunks recall from beyond their window."""
+        return None if self.history is None else self.history.memory()
 
     def visibility(self) -> Visibility:
         """Who sees whom."""

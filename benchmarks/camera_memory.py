@@ -1,0 +1,232 @@
+"""Does a world that recalls what it saw come back to it? Loop suites S3, S4 and S6 with camera memory and without, paired.
+
+    python -m benchmarks.camera_memory --out memory.json                                    # the bundled world as it is
+    python -m benchmarks.camera_memory --adapt ENCODED --init MODEL --steps 200 --save DIR  # train with recalled context
+    python -m benchmarks.camera_memory --world DIR/world --out memory.json --name adapted   # that world, with and without
+
+Every case is walked twice from the same start, controls and noise; memory alone differs. Scripts that come back are scored at
+the frames where they do:
+
+- `return_psnr`: PSNR of the best frame about a return with the first frame shown, mean over returns (S3: one; S4: after every
+  turn; S6: after every cycle);
+- `loop_gain`: that of S3 less PSNR of the farthest view with the first frame; a world that forgets, or stands still, gains
+  nothing;
+- `revisit_gain`: over all pairs of frames that look alike from one place with the view elsewhere in between, PSNR of the pair
+  less PSNR with what lay between (S3, S4);
+- `truth_psnr`, `truth_return`: PSNR with the simulator, over all frames and about the returns.
+
+Walks are kept beside the truths, so that a run may be stopped and goes on. `--adapt` trains by teacher forcing on encoded
+clips longer than the window (the `encode/latents` of a run), from `--init`: a causal multi-step model, which is asked in the
+world's own few steps afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from worldline.data.loader import LatentDataset
+from worldline.evaluate.adapter import EngineAdapter, drive
+from worldline.evaluate.fidelity import psnr
+from worldline.evaluate.metrics.revisit import loop_gain, revisit_gain, revisits, seam_psnr
+from worldline.evaluate.statistics import mean_interval, paired_difference
+from worldline.evaluate.store import read_clip, write_clip
+from worldline.evaluate.suites import Case, cases, preset
+from worldline.evaluate.truth import Truth, truth_of
+from worldline.functional.masks import Visibility
+from worldline.methods.teacher_forcing import TeacherForcingConfig
+from worldline.models.backbone import Backbone
+from worldline.models.registry import load_model, save_model
+from worldline.models.text import HashTextEncoder
+from worldline.recipes.assets import bundled
+from worldline.recipes.cards import hardware
+from worldline.rollout.history import CameraMemory
+from worldline.stream.engine import Engine
+from worldline.stream.world import WorldConfig
+from worldline.train.config import TrainConfig
+from worldline.train.loop import Trainer
+
+FIGURES = ("return_psnr", "loop_gain", "revisit_gain", "truth_return", "truth_psnr")
+SUITES = ("S3", "S4", "S6")
+NEAR = {"S3": 8, "S4": 8, "S6": 2}  # frames about a return that are searched; a cycle of S6 has sixteen
+
+
+def returns(case: Case) -> list[int]:
+    """The frames at which a script is back."""
+    return list(case.marks.get("back") or case.marks.get("turn") or case.marks["cycle"])
+
+
+def figures(frames: np.ndarray, truth: Truth) -> dict[str, float]:
+    """All figures of one walk; nan where a script has none."""
+    case, close = truth.case, psnr(frames, truth.frames)
+    at, around = returns(case), NEAR[case.suite]
+    gain = float("nan")
+    if "back" in case.marks:
+        gain = loop_gain(frames, case.marks["far"][0], case.marks["back"][0])
+    return {
+        "return_psnr": seam_psnr(frames, at, around),
+        "loop_gain": gain,
+        "revisit_gain": revisit_gain(frames, revisits(truth.cameras)),
+        "truth_return": float(np.mean([close[max(1, t - around) : t + around + 1].mean() for t in at])),
+        "truth_psnr": float(close[1:].mean()),
+    }
+
+
+def walks(
+    world: Path, arms: dict[str, int | CameraMemory], wanted: list[Case], work: Path
+) -> Iterator[tuple[Case, str, dict[str, float]]]:
+    """Case by case, each arm's figures; walks that are there are not walked again."""
+    engines = {name: EngineAdapter(Engine.load(world, threads=1, memory=memory)) for name, memory in arms.items()}
+    for case in wanted:
+        truth = truth_of(case, work / "truth")
+        for name, model in engines.items():
+            config = model.engine.config
+            said = f"{model.engine.weights[:8]}-{config.memory}".encode()
+            path = work / "walks" / f"{case.id}-{case.fingerprint()}-{_digest(said)}.safetensors"
+            if not path.is_file():
+                played = drive(model, truth.start, truth.caption, case.controls, case.seed)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_clip(path, played.frames)
+            yield case, name, figures(read_clip(path), truth)
+
+
+def _digest(said: bytes) -> str:
+    return hashlib.sha256(said).hexdigest()[:12]
+
+
+def summary(found: dict[str, dict[str, dict[str, float]]], suites: dict[str, list[str]]) -> dict[str, Any]:
+    """found: arm -> case -> figures; suites: name -> cases. Means of both arms and the paired difference, with intervals."""
+    out: dict[str, Any] = {}
+    for suite, ids in suites.items():
+        for figure in FIGURES:
+            values = {arm: np.array([of[i][figure] for i in ids]) for arm, of in found.items()}
+            known = np.all([np.isfinite(v) for v in values.values()], axis=0)
+            if not known.any():
+                continue
+            a, b = (values[arm][known] for arm in ("without", "with"))
+            d = paired_difference(a, b)
+            out.setdefault(suite, {})[figure] = {
+                "cases": int(known.sum()),
+                "without": mean_interval(a).value,
+                "with": mean_interval(b).value,
+                "difference": d.value,
+                "low": d.low,
+                "high": d.high,
+                "p": d.p,
+            }
+    return out
+
+
+def adapt(
+    encoded: Path, init: Path, save: Path, steps: int, memory: CameraMemory, config: WorldConfig
+) -> dict[str, Any]:
+    """Teacher forcing with recalled context; leaves a world in `save` that is asked in the bundled world's steps."""
+    model, data = load_model(init), LatentDataset(encoded)
+    if not isinstance(model, Backbone):
+        raise SystemExit(f"{init} holds a {type(model).__name__}; expected a causal video model")
+    visibility: Visibility = config.visibility
+    empty = HashTextEncoder(model.config.text_dim, model.config.text_len).encode([""])
+    options = TeacherForcingConfig(weighting="uniform", shift=3.0, context_noise=0.15)
+    method = options.build(model, visibility, empty, memory)
+    train = TrainConfig(
+        steps=steps, batch_size=8, optimizer="muon", lr=5e-4, warmup=20, ema_decay=0.98, precision="bf16", threads=1,
+    )  # fmt: skip
+    trainer = Trainer(method, data, train, save / "train", device=torch.device("cpu"), progress=_tell)
+    result = trainer.fit()
+    model.load_state_dict(trainer.trained_state("model"))
+    save_model(model, save / "world", {"made": "benchmarks.camera_memory", "init": str(init.name), "steps": steps})
+    source = bundled("world")
+    for part in ("codec", "starts"):
+        shutil.copytree(source.parent / part, save / part, dirs_exist_ok=True)
+    config.write(save / "world")
+    return {"steps": result.step, "seconds": result.seconds, "clips": len(data), **result.last}
+
+
+def _tell(step: int, steps: int, last: dict[str, float]) -> None:
+    if step % 20 == 0:
+        losses = "  ".join(f"{k} {v:.4f}" for k, v in last.items() if k.endswith("/loss"))
+        Console().print(f"step {step}/{steps}  {losses}")
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", type=Path, default=bundled("world"))
+    parser.add_argument("--preset", default="full")
+    parser.add_argument("--every", type=int, default=1, help="every n-th case of a suite")
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--horizon", type=int, default=17, help="latents of the longest training clip")
+    parser.add_argument("--margin", type=float, default=0.1)
+    parser.add_argument("--work", type=Path, default=Path("camera-memory"), help="folder of truths and walks")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--name", default="bundled", help="of these rows in the file")
+    parser.add_argument("--adapt", type=Path, help="encoded clips to train on, then stop")
+    parser.add_argument("--init", type=Path)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--save", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    memory = CameraMemory(slots=args.slots, horizon=args.horizon, margin=args.margin)
+    if args.adapt is not None:
+        if args.init is None or args.save is None:
+            parser.error("--adapt needs --init and --save")
+        trained = adapt(args.adapt, args.init, args.save, args.steps, memory, WorldConfig.read(args.world))
+        (args.save / "adapted.json").write_text(json.dumps(trained, indent=1) + "\n")
+        return
+    by_suite = {s: cases(preset(args.preset, (s,)))[:: args.every] for s in SUITES}
+    # Suites in turn, so that a run that is stopped has some of each.
+    queue = [
+        row
+        for rank in range(max(map(len, by_suite.values())))
+        for row in (c[rank] for c in by_suite.values() if rank < len(c))
+    ]
+    found: dict[str, dict[str, dict[str, float]]] = {"without": {}, "with": {}}
+    for case, arm, got in walks(args.world, {"without": 0, "with": memory}, queue, args.work):
+        found[arm][case.id] = got
+        if arm == "with" and args.out is not None:
+            _write(args, memory, found, by_suite)
+    _show(summary(found, _named(found, by_suite)))
+
+
+def _named(found: dict[str, dict[str, dict[str, float]]], by_suite: dict[str, list[Case]]) -> dict[str, list[str]]:
+    done = found["with"]
+    named = {s: [c.id for c in of if c.id in done] for s, of in by_suite.items()}
+    return {**{s: ids for s, ids in named.items() if ids}, "all": [i for ids in named.values() for i in ids]}
+
+
+def _write(args: argparse.Namespace, memory: CameraMemory, found: Any, by_suite: dict[str, list[Case]]) -> None:
+    rows = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    adapted = args.world.parent / "adapted.json"
+    rows[args.name] = {
+        "date": str(date.today()), "commit": commit.stdout.strip(), "hardware": hardware(), "preset": args.preset,
+        "memory": vars(memory), "adapted": json.loads(adapted.read_text()) if adapted.is_file() else None,
+        "summary": summary(found, _named(found, by_suite)), "cases": found,
+    }  # fmt: skip
+    args.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _show(rows: dict[str, Any]) -> None:
+    table = Table("suite", "figure", "cases", "without", "with", "difference", "95 %", "p")
+    for suite, of in rows.items():
+        for figure, r in of.items():
+            span = f"[{r['low']:+.2f}, {r['high']:+.2f}]"
+            numbers = (f"{r['without']:.2f}", f"{r['with']:.2f}", f"{r['difference']:+.2f}", span, f"{r['p']:.3f}")
+            table.add_row(suite, figure, str(r["cases"]), *numbers)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -62,8 +62,8 @@ def test_forks_rewinds_and_files_go_on_to_the_bit(engine, tmp_path):
     session = engine.session("hall", seed=2)
     walk(session, range(9))
     path, brief = tmp_path / "walk", tmp_path / "brief"
-    session.save(path)
-    session.save(brief, latents=False)
+    session.save(path, latents=True)
+    session.save(brief)
     others = [session.fork(), Session.load(engine, path), Session.load(engine, brief)]
     ahead = session.fork()
     walk(ahead, [5, 6, 7])

@@ -212,12 +212,13 @@ def test_a_fork_and_its_origin_part(engine):
     assert len(other.log.controls) == len(session.log.controls) == 5
 
 
-def test_a_saved_session_goes_on_as_the_original(engine, tmp_path):
+@pytest.mark.parametrize("latents", [False, True])
+def test_a_saved_session_goes_on_as_the_original(engine, tmp_path, latents):
     session = engine.session("cellar", seed=2)
     walk(session, range(3))
     session.set_prompt("a bright cave")
     walk(session, range(3, 6))
-    session.save(tmp_path / "walk.safetensors")
+    session.save(tmp_path / "walk.safetensors", latents=latents)
     loaded = Session.load(engine, tmp_path / "walk.safetensors")
     assert (loaded.frame_index, loaded.prompt) == (session.frame_index, "a bright cave")
     np.testing.assert_array_equal(walk(loaded, (6, 7)), walk(session, (6, 7)))

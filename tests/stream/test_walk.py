@@ -8,11 +8,17 @@ import torch
 from tests.stream.test_session import controls, walk
 from tests.tiny_world import HEIGHT, WIDTH, tiny_wan_vae, write_tiny_world
 
+from worldline.models.registry import load_codec, load_model
+from worldline.recipes.assets import bundled
 from worldline.schema import Controls, ShapeError, WorldlineError
+from worldline.serve.inputs import InputState
+from worldline.serve.protocol import Input
 from worldline.stream import moment as moment_module
 from worldline.stream.engine import Engine
-from worldline.stream.log import GIVEN
+from worldline.stream.log import GIVEN, Prompt, SessionLog
+from worldline.stream.plan import plan_of
 from worldline.stream.session import NonFiniteError, ReplayError, Session
+from worldline.stream.world import WorldConfig, read_starts
 
 
 @pytest.fixture
@@ -337,8 +343,8 @@ def test_a_codec_with_a_long_memory_goes_back_to_the_bit(wan_engine, tmp_path):
     """Chunks of two, a sink, positions that move, past several wraps of the ring and kept moments."""
     session, n = wan_engine.session("hall"), wan_engine.frames_per_chunk
     frames = [session.step(controls(i, rows=n)) for i in range(10)]
-    session.save(tmp_path / "walk")
-    session.save(tmp_path / "small", latents=False)
+    session.save(tmp_path / "walk", latents=True)
+    session.save(tmp_path / "small")
     for other in (Session.load(wan_engine, tmp_path / name) for name in ("walk", "small")):
         other.rewind(3)
         np.testing.assert_array_equal([other.step(controls(i, rows=n)) for i in (7, 8, 9)], frames[-3:])
@@ -354,17 +360,36 @@ def test_a_walk_without_its_latents_is_walked_again(engine, tmp_path):
     session.set_prompt("a bright cave", "blend", chunks=3)
     walk(session, range(5, 12))
     whole, small = tmp_path / "whole", tmp_path / "small"
-    session.save(whole)
-    session.save(small, latents=False)
+    session.save(whole, latents=True)
+    session.save(small)
     assert whole.stat().st_size - small.stat().st_size >= session.log.nbytes
     again = Session.load(engine, small)
     assert all(torch.equal(a, b) for a, b in zip(again.log.latents, session.log.latents, strict=True))
     np.testing.assert_array_equal(walk(again, (20, 21)), walk(session, (20, 21)))
     with torch.no_grad():
         engine.model.proj_out.bias += 1e-3  # another machine
-    with pytest.raises(ReplayError, match="latents=True"):
+    with pytest.raises(ReplayError, match=r"float32 on cpu with 1 threads, PyTorch .* latents=True"):
         Session.load(engine, small)
     Session.load(engine, whole)
+
+
+def test_a_minute_is_a_hundredth_of_its_keys_and_values(tmp_path):
+    """The bundled world, from each of its starts, under a gamepad that never rests."""
+    world = bundled("world")
+    config = WorldConfig.read(world)
+    plan = plan_of(load_model(world).config, load_codec(world / config.codec).config, config, "bfloat16")
+    n, chunks = plan.frames_per_chunk, round(60 * config.fps / plan.frames_per_chunk)
+    inputs, rng = InputState(config.turn_deg_per_frame, config.max_turn_deg_per_frame), np.random.default_rng(0)
+    rows = []
+    for i in range(chunks):
+        keys = tuple(rng.choice(["KeyW", "KeyA", "KeyQ"], rng.integers(0, 3), replace=False))
+        inputs.update(Input(i + 1, keys, axes=tuple(rng.uniform(-1, 1, 4).round(2))))
+        rows.append(inputs.latch(n))
+    for start in read_starts(world / config.starts, config.height, config.width).values():
+        latents = [torch.zeros(1, 8, 8, 12, dtype=torch.bfloat16)] * chunks
+        log = SessionLog(start.image, 7, [Prompt(0, start.caption)], rows, latents, [0] * chunks)
+        log.write(tmp_path / "walk", "0123456789ab", made="bfloat16 on cpu with 16 threads, PyTorch 2.13.0")
+        assert (tmp_path / "walk").stat().st_size < 0.01 * plan.cache_bytes
 
 
 # -- failures
@@ -434,7 +459,7 @@ def test_a_damaged_file_is_refused(engine, tmp_path, part):
     walk(session, range(3))
     session.set_prompt("a cave", "cut")
     path = tmp_path / "walk"
-    session.save(path)
+    session.save(path, latents=True)
     with safe_open(str(path), framework="pt") as file:
         tensors, about = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
     damaged = tensors[part].clone()

@@ -135,9 +135,9 @@ class Walk:
         return self._go(self.slots[slot] if slot == UNDO else self.slots[slot].fork())
 
     def save(self) -> Path:
-        """The walk as a file."""
+        """The walk as a file that any server with this world reads, at a call a chunk."""
         path = self.folder.new("safetensors")
-        self.session.save(path)
+        self.session.save(path, latents=True)
         return path
 
     def load(self, file: str, watch: bool, id: int | None) -> tuple[Place, Script | None]:

@@ -82,7 +82,7 @@ class AsyncSession:
         """As Session.rewind."""
         await self._do(self.session.rewind, chunks)
 
-    async def save(self, path: str | Path, *, latents: bool = True) -> None:
+    async def save(self, path: str | Path, *, latents: bool = False) -> None:
         """As Session.save."""
         await self._do(self.session.save, path, latents=latents)
 

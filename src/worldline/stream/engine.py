@@ -33,6 +33,7 @@ from worldline.schema import Controls, TextEmbedding, WorldlineError
 from worldline.stream.moment import Moment
 from worldline.stream.plan import StreamPlan, plan_of
 from worldline.stream.session import Session
+from worldline.stream.stages import begins
 from worldline.stream.text import world_text_encoder
 from worldline.stream.world import Start, WorldConfig, checked, read_starts
 
@@ -130,7 +131,10 @@ class Engine:
         if memory is not None:
             slots = memory if isinstance(memory, CameraMemory) else config.memory_of(memory)
             config = replace(config, memory=slots)
-        model, codec = load_model(directory), load_codec(directory / config.codec)
+        begins("weights")
+        model = load_model(directory)
+        begins("codec")
+        codec = load_codec(directory / config.codec)
         if not isinstance(model, Backbone):
             raise WorldlineError(f"{directory} holds a {type(model).__name__}; expected a video model")
         if codec.latent_channels != model.config.in_channels:
@@ -140,6 +144,7 @@ class Engine:
             )
         starts = read_starts(directory / config.starts, config.height, config.width)
         if quantise is not None:
+            begins("quantise")
             quantise_layers(model, quantise)
         engine = Engine(
             model,
@@ -156,6 +161,8 @@ class Engine:
         engine.codec.freeze(getattr(torch, engine.dtype))
         if graphs or (graphs is None and engine.device.type == "cuda" and not compile):
             engine.backbone = Graphed(model)
+        if warm:
+            begins("warm-up")
         if threads is not None:
             torch.set_num_threads(threads)
         elif engine.device.type == "cpu" and warm:
@@ -172,6 +179,8 @@ class Engine:
         makes a compiled function (default: `torch.compile`, one graph). A failure is a CompileWarning and changes nothing."""
         if self.compiling is not None:
             return
+        if wait:
+            begins("compile")
         self.compiling = Swapping(self.backbone, how)
         self.backbone = self.compiling
         self.compiling.start(self._some_chunks, 1e-4 if self.dtype == "float32" else 3e-2, wait)
@@ -206,6 +215,13 @@ class Engine:
             parameters=self.parameters, weights=self.weights, device=str(self.device),
             dtype=self.dtype, quantised=self.quantised, threads=torch.get_num_threads(),
         )  # fmt: skip
+
+    @property
+    def arithmetic(self) -> str:
+        """How this engine computes, as far as it decides the last bits."""
+        threads = f" with {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        eight = "" if self.quantised == "none" else f" and {self.quantised}"
+        return f"{self.dtype}{eight} on {self.device.type}{threads}, PyTorch {torch.__version__}"
 
     @property
     def frames_per_chunk(self) -> int:

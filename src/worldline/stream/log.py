@@ -79,9 +79,10 @@ class SessionLog:
         """Bytes of the latents held."""
         return sum(z.nbytes for z in (*self.latents, *self.cuts.values()))
 
-    def write(self, path: str | Path, weights: str, *, latents: bool = True) -> None:
+    def write(self, path: str | Path, weights: str, *, latents: bool = False, made: str = "") -> None:
         """One safetensors file, written whole or not at all; `weights` names the world it belongs to. Without `latents` those
-        that were generated are left out and a digest of them is written instead: they can be generated again."""
+        that were generated are left out and a digest of them is written instead: they can be generated again, where the
+        same numbers are computed (`made`: how they were, in words)."""
         from safetensors.torch import save_file
 
         path = Path(path)
@@ -97,6 +98,7 @@ class SessionLog:
             "rows": len(controls),
             "latents": latents,
             "digest": self.digest(),
+            "made": made,
         }
         tensors = {
             "image": _bytes(_png(self.image)),
@@ -127,11 +129,12 @@ class SessionLog:
 @dataclass(frozen=True)
 class SavedLog:
     """What a file holds: where `complete` is not, generated latents were left out and stand empty in the log; generated
-    again they must have this digest (files of format 1 have none)."""
+    again they must have this digest (files of format 1 have none). made: how they were computed, in words."""
 
     log: SessionLog
     complete: bool
     digest: str
+    made: str = ""
 
     @staticmethod
     def read(path: str | Path, weights: str) -> SavedLog:
@@ -182,7 +185,7 @@ def _of_format_2(tensors: dict[str, Tensor]) -> SavedLog:
         attempts,
         cuts,
     )
-    return SavedLog(_consistent(log), complete, str(about["digest"]))
+    return SavedLog(_consistent(log), complete, str(about["digest"]), str(about.get("made", "")))
 
 
 def _of_format_1(tensors: dict[str, Tensor], about: dict[str, Any]) -> SavedLog:

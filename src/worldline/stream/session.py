@@ -305,14 +305,16 @@ class Session:
             self._log, self._pending, self._stale = log, None, False
             self.changes += 1
 
-    def save(self, path: str | Path, *, latents: bool = True) -> None:
-        """Write the session to one safetensors file: image, controls, prompts, seed and clean latents.
+    def save(self, path: str | Path, *, latents: bool = False) -> None:
+        """Write the session to one safetensors file of some kilobytes: image, controls, prompts, seed, and those latents that
+        were appended.
 
-        Without `latents` it is a few kilobytes: they are generated again on loading, which takes as long as the walk took to
-        compute and gives the same walk only where the machine computes the same numbers; `load` checks that.
+        Generated latents are generated again on loading, which takes as long as the walk took to compute and gives the same
+        walk only where the same numbers are computed; `load` checks that. With `latents` they are in the file: it loads in
+        one model call a chunk, on any machine.
         """
         with self._alone():
-            self._log.write(path, self.engine.weights, latents=latents)
+            self._log.write(path, self.engine.weights, latents=latents, made=self.engine.arithmetic)
 
     @staticmethod
     def load(engine: Engine, path: str | Path) -> Session:
@@ -338,8 +340,8 @@ class Session:
         session._log = log
         if not saved.complete and log.digest() != saved.digest:
             raise ReplayError(
-                f"{path} was saved without its latents and this machine (or thread count, or PyTorch) makes others; save it "
-                "with latents=True where it was made"
+                f"{path} was saved without its latents, which {saved.made or 'another machine'} made; {engine.arithmetic} on "
+                "this machine makes others. Load it as it was made, or save it with latents=True there"
             )
         return session
 

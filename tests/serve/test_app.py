@@ -27,6 +27,7 @@ from worldline.serve import app as app_module
 from worldline.serve import protocol
 from worldline.serve.app import create_app, listen
 from worldline.serve.spool import Folder
+from worldline.stream.stages import begins
 
 
 def http(address: str, path: str, method: str = "GET", body: bytes | None = None, **headers) -> tuple[int, bytes, dict]:
@@ -498,20 +499,25 @@ def test_a_broken_world_is_told_and_a_reset_mends_it(address, engine):
 
 
 def test_a_world_that_loads_says_so_and_then_begins(engine):
-    gate = threading.Event()
+    gate, walked = threading.Event(), threading.Event()
 
     def load():
+        begins("codec")
         gate.wait(60)
+        begins("warm-up")
+        walked.wait(60)
         return engine
 
     with running(create_app(load)) as address, walker(address) as w:
-        assert w.state("loading")["stage"] == "weights"
+        assert w.text(lambda m: m.get("stage") == "codec")["message"] == "reading the codec"
         status, body, _ = http(address, "/readyz")
         assert (status, json.loads(body)["ready"]) == (503, False)
         assert http(address, "/healthz")[0] == 200
         status, body, headers = http(address, "/api/world")
         assert (status, json.loads(body)["error"]["retry"], headers["retry-after"]) == (503, "later", "2")
         gate.set()
+        assert w.text(lambda m: m.get("stage") == "warm-up")["elapsed_s"] >= 0
+        walked.set()
         assert w.frame().frame == 0
         assert http(address, "/readyz")[0] == 200
 

@@ -19,6 +19,7 @@ from worldline.serve.protocol import Hello, Message
 from worldline.serve.spool import Folder
 from worldline.serve.walk import facts
 from worldline.stream.engine import Engine
+from worldline.stream.stages import WORDS, Stage, heard
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class WorldFacts:
 
 @dataclass
 class SeatState:
-    """How far a seat is. stage: weights, warm-up, compile, ready or failed."""
+    """How far a seat is. stage: one of `stream.stages`, ready or failed; since: when loading began."""
 
     stage: str = "weights"
     message: str = "loading the world"
@@ -51,6 +52,10 @@ class SeatState:
     def ready(self) -> bool:
         """Whether a walk can begin."""
         return self.stage == "ready"
+
+    def at(self, stage: Stage) -> SeatState:
+        """The same loading, further on."""
+        return SeatState(stage, WORDS[stage], self.since)
 
 
 class WalkError(Exception):
@@ -112,8 +117,17 @@ class LocalSeat:
 
     async def _start(self, changed: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
+
+        def arrive(stage: Stage) -> None:
+            self.state = self.state.at(stage)
+            changed()
+
+        def load() -> Engine:
+            with heard(lambda stage: loop.call_soon_threadsafe(arrive, stage)):
+                return self._load()
+
         try:
-            self._engine = await loop.run_in_executor(self._threads.world, self._load)
+            self._engine = await loop.run_in_executor(self._threads.world, load)
             self.facts = await loop.run_in_executor(self._threads.codec, WorldFacts.of, self._engine)
             self.state = SeatState("ready", "ready")
         except Exception as error:

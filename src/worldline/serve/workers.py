@@ -25,6 +25,7 @@ from worldline.serve.protocol import Hello, Message, dump, parse_inside
 from worldline.serve.seats import SeatState, WalkError, WalkHandle, WorldFacts
 from worldline.serve.spool import Folder
 from worldline.stream.engine import Engine
+from worldline.stream.stages import heard
 
 RESTART_S = (0.5, 1.0, 2.0, 5.0, 15.0)  # before the next start after one, two, ... deaths in a row
 STOP_S = 5.0  # for a worker to end by itself
@@ -189,9 +190,15 @@ async def _work(load: Callable[[], Engine], path: str, pipe: Pipe) -> None:
     loop.add_signal_handler(signal.SIGTERM, over.set)
     loop.add_reader(pipe.fileno(), over.set)  # nothing is ever said to a worker: its router is gone
     threads = Threads(ThreadPoolExecutor(1, "world"), ThreadPoolExecutor(1, "codec"))
-    pipe.send(SeatState("weights", "loading the world"))
+    began = SeatState()
+    pipe.send(began)
+
+    def loading() -> Engine:
+        with heard(lambda stage: pipe.send(began.at(stage))):
+            return load()
+
     try:
-        engine = await loop.run_in_executor(threads.world, load)
+        engine = await loop.run_in_executor(threads.world, loading)
         facts = WorldFacts.of(engine)
     except Exception as error:
         logger.error("the world could not be loaded", exc_info=error)

@@ -2,7 +2,7 @@
 import { $ } from "./dom.js";
 import { announce } from "./notices.js";
 
-const STAGES = { weights: "Reading its weights", "warm-up": "Warming up", compile: "Compiling for this machine" };
+const STAGES = { weights: "Reading its weights", codec: "Reading its codec", quantise: "Rounding its weights to 8 bits", "warm-up": "Walking the first steps", compile: "Compiling for this machine" };
 const WORDS = { connecting: "Connecting", loading: "Loading", queued: "Waiting", playing: "Live", paused: "Paused", lost: "Connection lost", error: "Stopped", ended: "Ended" };
 let ticking = 0;
 

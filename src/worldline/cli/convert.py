@@ -25,6 +25,7 @@ CONVERT = """\
   worldline convert model.pt --out models/wm --which raw     a Self-Forcing or minWM file; EMA weights if not told
   worldline convert models/wan1b --out for-diffusers --to diffusers --dtype bfloat16
   worldline convert style_lora.safetensors --base models/wan1b --merge --out models/wan1b-style    a LoRA into its base
+  worldline convert runs/nano-demo/world --quantise int8 --out small     a world or model of ours with 8-bit layers
   worldline convert models/wm --out plain --to wan --leave-out camera --licence Apache-2.0
 """
 
@@ -55,6 +56,9 @@ def add(subcommands: Subcommands) -> None:
     sub.add_argument("--licence", metavar="TEXT", help="terms for the card, where the file does not state them")
     sub.add_argument("--base", type=Path, metavar="MODEL", help="the checkpoint that a LoRA file changes (see --merge)")
     sub.add_argument("--merge", action="store_true", help="write that checkpoint with the LoRA added")
+    sub.add_argument(
+        "--quantise", choices=("int8", "fp8"), help="write a world or model of ours again with 8-bit linear layers"
+    )
     sub.add_argument("--origin", metavar="TEXT", help="where the file comes from, for the card (default: its name)")
 
 
@@ -192,6 +196,8 @@ def convert(args: argparse.Namespace) -> int:
     from worldline.models.published_vae import convert_published, is_published
     from worldline.schema import WorldlineError
 
+    if args.quantise is not None:
+        return _quantise(args)
     if (adapter := find_adapter(args.file)) is not None:
         return _merge_adapter(args, adapter)
     if args.base is not None or args.merge:
@@ -223,6 +229,27 @@ def convert(args: argparse.Namespace) -> int:
     console.print(f"{report.layout}, {_set_name(report.chosen)} -> {args.to} in {args.out}", highlight=False)
     for line in [*report.notes, *([] if args.licence else [f"licence: {report.licence}"])]:
         console.print(line, highlight=False)
+    return 0
+
+
+def _quantise(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from worldline.schema import WorldlineError
+    from worldline.stream.quantised import write_quantised
+
+    others = ("base", "merge", "leave_out", "dtype", "licence", "origin", "heads")
+    if args.to != "worldline" or (given := [name for name in others if getattr(args, name)]):
+        what = f"--to {args.to}" if args.to != "worldline" else f"--{given[0].replace('_', '-')}"
+        raise WorldlineError(
+            f"{what} with --quantise; expected a world or model of ours as it is: convert first, then quantise"
+        )
+    done = write_quantised(args.file, args.out, args.quantise)
+    sizes = f"{done.bytes_before / 1e6:,.1f} MB in bfloat16 -> {done.bytes_after / 1e6:,.1f} MB"
+    Console().print(
+        f"{len(done.layers)} layers in {args.quantise}, {len(done.skipped)} as they were, {sizes} -> {args.out}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
     return 0
 
 

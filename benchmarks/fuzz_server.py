@@ -1,12 +1,13 @@
 """Abuse a server for some minutes and write down what came of it.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.fuzz_server                    20,000 malformed messages and all the rest
-    OMP_NUM_THREADS=1 python -m benchmarks.fuzz_server --messages 2000 --slow 10 --rounds 1
+    OMP_NUM_THREADS=1 python -m benchmarks.fuzz_server --docs docs/serving.md     20,000 malformed messages and all the rest
+    OMP_NUM_THREADS=1 python -m benchmarks.fuzz_server --messages 2000 --slow 10 --rounds 2 --repeats 2
 
 Starts `worldline serve` with the bundled world, two worker processes and a token, and runs `benchmarks.server_abuse` against
-it while a polite player plays on the second seat. Afterwards the server must be as it was: seats free, no tasks, sockets or
-processes left over, memory flat, and a new player served. Writes benchmarks/results/<date>-fuzz-server.json and prints the table
-of docs/serving.md.
+it while a polite player plays on the second seat. The same abuse comes several times over, so that memory which grows with it
+is told from memory that is only warm. Afterwards the server must be as it was: seats free, no tasks, sockets or processes left
+over, and a new player served. Writes benchmarks/results/<date>-fuzz-server.json and prints the table of docs/serving.md, or puts
+it there (--docs) between its two marks.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from worldline.serve.app import listen
 
 OUT = Path(__file__).parent / "results"
 TOKEN = "a token for this run only"
+MARKS = ("<!-- by benchmarks.fuzz_server -->", "<!-- end of benchmarks.fuzz_server -->")
 
 
 def controls(count: int) -> list[str]:
@@ -164,8 +166,16 @@ async def main_async(server: Server, args: argparse.Namespace, console: Console)
         found[f"player during {name}"] = dict(player.seen) | {"seconds": round(seconds, 1)}
         return result
 
-    found["malformed"] = dict(await beside("malformed", abuse.fuzz(target, args.messages, args.seed)))
-    found["controls"] = dict(await beside("controls", absurd_controls(target, controls(args.controls))))
+    malformed, odd, made = Counter[str](), Counter[str](), controls(args.controls)
+    found["after each repeat"] = []
+    for i in range(args.repeats):
+        share = -(-args.messages // args.repeats)
+        malformed += await beside(f"malformed {i + 1}", abuse.fuzz(target, share, args.seed + i))
+        odd += await beside(f"controls {i + 1}", absurd_controls(target, made[i :: args.repeats]))
+        found["after each repeat"].append(
+            server.settle(lambda s: s["seats_taken"] == 0 and s["tasks"] <= idle["tasks"])
+        )
+    found |= {"malformed": dict(malformed), "controls": dict(odd)}
     found["strangers"] = dict(await beside("strangers", abuse.strangers(target, args.strangers)))
     found["http"] = await beside("http", http(target, args.examples))
     found["after abuse"] = server.settle(lambda s: s["seats_taken"] == 0 and s["tasks"] <= idle["tasks"])
@@ -217,10 +227,10 @@ def table(found: dict[str, Any]) -> str:
     }
     m, c, h, s, v = found["malformed"], found["controls"], found["http"], found["slow"], found["vanish"]
     let_in = sum(n for k, n in found["strangers"].items() if "let in" in k or "HTTP 200" in k)
-    rounds = v["after each round"]
+    rounds, repeats = v["after each round"], found["after each repeat"]
     answered, ended = m.get("answer message", 0), sum(n for k, n in m.items() if k.startswith("closed 44"))
     frames = sum(p["frames"] for p in beside)
-    before, first, last = found["before"], rounds[0], rounds[-1]
+    before, last, memory = found["before"], rounds[-1], lambda states: ", ".join(f"{x['rss_mib']:.0f}" for x in states)
     rows = [
         (
             "malformed WebSocket messages",
@@ -243,21 +253,34 @@ def table(found: dict[str, Any]) -> str:
             "disconnects at every message boundary",
             f"{v['disconnects']}, half of them torn",
             f"seats taken {last['seats_taken']:.0f}, tasks {before['tasks']:.0f} before and {last['tasks']:.0f} after, "
-            f"open files {before['fds']:.0f} and {last['fds']:.0f}, memory {first['rss_mib']:.0f} MiB after the first "
-            f"round and {last['rss_mib']:.0f} after the last",
+            f"open files {before['fds']:.0f} and {last['fds']:.0f}, failures {last['failures']:.0f}",
+        ),
+        (
+            f"memory of the {before['processes']:.0f} processes, MiB",
+            f"{before['rss_mib']:.0f} before",
+            f"after each of {len(repeats)} repeats of messages and controls {memory(repeats)}; after each of {len(rounds)} "
+            f"rounds of disconnects {memory(rounds)}; at the end {found['after']['rss_mib']:.0f}",
         ),
         (
             "a client at one frame a second",
             f"{s['frames']} frames taken, {s['skipped']} skipped",
-            f"oldest {s['age_ms_max']:.0f} ms (bound {s['bound_ms']:.0f}: a chunk and its round trip)",
+            f"{s['over']:.0f} older than a chunk and its own round trip (the worst {s['margin_ms_min']:.0f} ms below), oldest "
+            f"{s['age_ms_max']:.0f} ms, of which at most {s['queued_ms_max']:.0f} on the server",
         ),
         (
-            "faults of the server, dead workers",
+            "faults of the server, dead workers, tracebacks",
             "whole run",
-            f"{found['after']['failures']:.0f}, {found['after']['worker_deaths']:.0f}",
+            f"{found['after']['failures']:.0f}, {found['after']['worker_deaths']:.0f}, {found['tracebacks in the log']}",
         ),
     ]
     return "\n".join(["| what | how much | outcome |", "|---|---|---|", *(f"| {' | '.join(r)} |" for r in rows)])
+
+
+def put(path: Path, text: str) -> None:
+    """Let `text` stand between the two marks of a Markdown file."""
+    whole = path.read_text()
+    begin, end = whole.index(MARKS[0]) + len(MARKS[0]), whole.index(MARKS[1])
+    path.write_text(f"{whole[:begin]}\n{text}\n{whole[end:]}")
 
 
 def main() -> None:
@@ -267,9 +290,11 @@ def main() -> None:
     parser.add_argument("--controls", type=int, default=2000, help="absurd inputs")
     parser.add_argument("--strangers", type=int, default=400, help="attempts to come in")
     parser.add_argument("--examples", type=int, default=100, help="schemathesis' examples an operation")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of disconnects")
+    parser.add_argument("--repeats", type=int, default=5, help="times that malformed messages and controls come")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of disconnects")
     parser.add_argument("--slow", type=float, default=60.0, help="seconds of the slow client")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--docs", type=Path, metavar="F", help="a Markdown file that holds the table between two marks")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     console = Console()
@@ -287,8 +312,10 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{found['date']}-fuzz-server.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
-    console.print(table(found), highlight=False, soft_wrap=True)
-    console.print(f"tracebacks in the server's log: {found['tracebacks in the log']}; figures: {path}", highlight=False)
+    text = table(found) + f"\n\nFigures: `benchmarks/results/{path.name}` ({found['hardware']})."
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    if args.docs is not None:
+        put(args.docs, text)
 
 
 if __name__ == "__main__":

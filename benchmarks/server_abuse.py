@@ -342,25 +342,36 @@ async def vanish(target: Target, after: int, how: str) -> None:
 
 
 async def slow(target: Target, seconds: float, period: float, mark: int) -> dict[str, float]:
-    """Takes a frame, acknowledges it, sleeps. Ages are from a frame's pixels being ready to its being taken (ms); chunk_ms
-    is the longest time that a chunk was on screen: its own, or on a busy machine what the next one took."""
-    ages, behind, chunk_ms = [], [], 0.0
+    """Takes a frame, acknowledges it, sleeps. All in ms.
+
+    age: from a frame's pixels being ready to its being taken. Every frame has a bound of its own: the time that its chunk is on
+    screen (or on a busy machine what making it took), and the round trip that this client really made: from its taking the
+    frame before, whose acknowledgement let this one go, to its taking this one. over: frames that were older; margin: how far the
+    worst of all stayed below its bound (negative where it did not).
+    """
+    ages, queued, behind, trips, margins = [], [], [], [], []
     async with playing(target, mark) as player:
         await player.until("scene")
-        until = time.monotonic() + seconds
+        until, taken = time.monotonic() + seconds, None
         while time.monotonic() < until:
             payload = await asyncio.wait_for(player.ws.recv(), WAIT_S)
             if isinstance(payload, str):
                 continue
             frame, server_ms = Frame.unpack(payload)
-            late = 1e3 * time.time() - server_ms
-            ages.append(late + frame.queued_ms)
+            now = time.monotonic()
+            ages.append(1e3 * time.time() - server_ms + frame.queued_ms)
+            queued.append(frame.queued_ms)
             behind.append(frame.skipped)
-            chunk_ms = max(chunk_ms, frame.compute_ms, CHUNK_MS)
+            if taken is not None:
+                trips.append(1e3 * (now - taken))
+                margins.append(max(frame.compute_ms, CHUNK_MS) + trips[-1] - ages[-1])
+            taken = now
             await player.say("ack", generation=frame.generation, frame=frame.frame)
             await asyncio.sleep(period)
-    kept = sorted(ages[3:])
+    first = min(3, len(margins) - 1)  # while the server learns how quick this client is
+    kept = sorted(ages[first:])
     return {
         "frames": len(ages), "skipped": sum(behind), "age_ms_p50": kept[len(kept) // 2], "age_ms_max": kept[-1],
-        "chunk_ms": chunk_ms, "bound_ms": chunk_ms + 1e3 * period,
+        "queued_ms_max": max(queued[first:]), "round_trip_ms_max": max(trips[first:]),
+        "over": sum(m < 0 for m in margins[first:]), "margin_ms_min": min(margins[first:]),
     }  # fmt: skip

@@ -64,6 +64,7 @@ def write_dataset(root: Path, train: int = 3, heldout: int = 2) -> None:
             rows.append({**row, "spawn_x": 0, "spawn_y": 0, "spawn_angle": 0.0, "keys": [""] * (FRAMES - 1)})
     pq.write_table(pa.Table.from_pylist(rows), root / "manifest.parquet")
     info = {"fps": 16, "walk_units_per_frame": 4.0, "move_scale": 0.005, "clips": len(rows), "fingerprint": "test"}
+    info["config"] = {"frames": FRAMES}
     (root / "dataset.json").write_text(json.dumps({**info, "source": "a test", "licence": "Apache-2.0"}))
 
 

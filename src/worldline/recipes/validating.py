@@ -79,7 +79,8 @@ def validation_player(ws: Workspace, stage: str, section: ValidateSection, model
         return played
     rollout = ws.recipe.rollout
     steps = min(rollout.multi_steps, section.steps)
-    return replace(played, plan=RolloutPlan.multi_step(played.plan.visibility, steps, rollout.guidance))
+    plan = RolloutPlan.multi_step(played.plan.visibility, steps, rollout.guidance, history=played.plan.history)
+    return replace(played, plan=plan)
 
 
 def validation_episodes(ws: Workspace, section: ValidateSection) -> list[Episode]:

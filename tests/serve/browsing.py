@@ -70,14 +70,16 @@ class Wire:
         return newest()
 
 
-def visit(browser, address: str, **context):
-    """A page of its own context at the server, with its `wire` and its script `errors`."""
+def visit(browser, address: str, path: str = "/", script: str | None = None, **context):
+    """A page of its own context at the server, with its `wire` and its script `errors`. script: run before its own."""
     options = {"viewport": {"width": 1180, "height": 800}, "accept_downloads": True, **context}
     page = browser.new_context(**options).new_page()
     page.set_default_timeout(PATIENCE_MS)
     page.wire, page.errors = Wire(page), []
     page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.goto(f"http://{address}/")
+    if script is not None:
+        page.add_init_script(script)
+    page.goto(f"http://{address}{path}")
     return page
 
 
@@ -95,11 +97,11 @@ def until(page, condition: str) -> None:
     wait_for(page, lambda: page.evaluate(f"() => Boolean({condition})"), condition)
 
 
-def wait_for(page, holds: Callable[[], Any], what: str = "what was waited for") -> None:
-    """Wait for something of Python's, while the page's events go on."""
+def wait_for(page, holds: Callable[[], Any], what: str = "what was waited for") -> Any:
+    """Wait for something of Python's, while the page's events go on; what it was."""
     for _ in range(PATIENCE_MS // 50):
-        if holds():
-            return
+        if found := holds():
+            return found
         page.wait_for_timeout(50)
     state = page.evaluate("() => [document.body.dataset.state, document.getElementById('veil').innerText]")
     raise AssertionError(f"{what}: not in {PATIENCE_MS / 1000:.0f} s; the page is {state}; {page.errors}")

@@ -11,6 +11,7 @@ import struct
 import sys
 import time
 import urllib.request
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,10 +24,13 @@ from websockets.exceptions import InvalidStatus
 
 from worldline.schema import WorldlineError
 from worldline.serve import protocol
-from worldline.serve.app import access_of, create_app, peers_on
+from worldline.serve.app import access_of, create_app
 from worldline.serve.inputs import InputState
 from worldline.serve.lobby import Rules
 from worldline.serve.protocol import Frame, Input
+from worldline.serve.signalling import peers_on
+from worldline.serve.workers import WorkerSeat
+from worldline.stream.engine import Engine
 
 aiortc = pytest.importorskip("aiortc", reason="aiortc is an extra: pip install 'worldline[webrtc]'")
 rtc = pytest.importorskip("worldline.serve.rtc")
@@ -331,7 +335,8 @@ def test_nothing_is_sent_where_a_client_says(engine):
     asyncio.run(play())
 
 
-def test_only_the_newest_picture_waits():
+def test_only_the_newest_picture_waits(monkeypatch):
+    monkeypatch.setattr(rtc, "REPEAT_S", 0.05)
     told = []
 
     async def play() -> None:
@@ -380,3 +385,22 @@ def test_peers_listen_where_the_server_does():
     assert rtc.Rtc.on("localhost").addresses == ("127.0.0.1",)
     assert rtc.Rtc.on("192.0.2.7").addresses == ("192.0.2.7",)
     assert rtc.Rtc.on("0.0.0.0").addresses is None
+
+
+@pytest.mark.slow
+def test_a_walk_in_a_worker_process(world):
+    """Pixels come from the worker, the peer lives in the router; a worker that dies ends both."""
+    seat = WorkerSeat(partial(Engine.load, world, threads=1, warm=False))
+    with running(create_app([seat], webrtc=peers_on("127.0.0.1"))) as address:
+
+        async def play() -> None:
+            async with visiting(address, leave=False) as c:
+                await c.use()
+                await c.until(lambda: len(c.pictures) > 8)
+                assert c.pictures[-1][1].shape == (HEIGHT, WIDTH, 3)
+                seat.process.kill()
+                ended = await c.until(lambda: c.state("ended"))
+                assert ended["reason"] == "worker"
+                await c.until(lambda: c.peer.connectionState in ("closed", "failed", "disconnected"))
+
+        asyncio.run(play())

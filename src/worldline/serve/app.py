@@ -31,10 +31,8 @@ from worldline.serve.lobby import Lobby, Rules, Visit
 from worldline.serve.protocol import (
     MAX_MESSAGE,
     MESSAGES_PER_S,
-    Ack,
     Codec,
     Hello,
-    Input,
     Leave,
     Ping,
     ProtocolError,
@@ -42,6 +40,7 @@ from worldline.serve.protocol import (
     parse,
 )
 from worldline.serve.seats import LocalSeat, Seat
+from worldline.serve.signalling import offered, peers_on
 from worldline.serve.spool import Spool
 from worldline.serve.window import TokenBucket
 from worldline.stream.engine import Engine
@@ -50,12 +49,11 @@ if TYPE_CHECKING:
     from worldline.serve.rtc import Rtc as Peers
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-HELLO_S = 5.0  # for the first message
+HELLO_S = 15.0  # for the first message; a busy phone takes some
 MAX_BAD_MESSAGES = 50  # of one connection, before it is closed
 BURST = 600.0  # messages at once, beside protocol.MESSAGES_PER_S
 MAX_THROTTLED = 6000
 MAX_CONNECTIONS = 256
-MAX_OFFERS = 8  # of WebRTC, by one connection
 logger = logging.getLogger(__name__)
 
 
@@ -218,65 +216,17 @@ async def _take(
         case Leave():
             lobby.end(visit, "left", "you have left", 1000)
         case Rtc():
-            await _offered(connection, lobby, visit, message, webrtc)
+
+            async def refuse(error: ProtocolError) -> None:
+                await _malformed(connection, lobby, error)
+
+            await offered(connection, lobby, visit, message, webrtc, refuse)
         case Codec(codec="track") if connection.peer is None or not connection.peer.ready:
             said = "there is no video track; send rtc first and wait until the peers are connected"
             await connection.send(_text(protocol.error("request", said, re=message.id)))
         case _:
             await lobby.receive(visit, message)
     return visit
-
-
-async def _offered(connection: Connection, lobby: Lobby, visit: Visit, offer: Rtc, webrtc: Peers | None) -> None:
-    """Answer an offer of WebRTC; the walk's pictures go on as they did until the client asks for codec `track`."""
-    connection.offers += 1
-    code, said = "", ""
-    if webrtc is None or not lobby.tracks:
-        code, said = (
-            "feature",
-            "this server sends no video tracks; it is started with --webrtc for them, and sides are even",
-        )
-    elif visit.state != "live":
-        code, said = "request", "there is no walk yet: wait for state live"
-    elif connection.offers > MAX_OFFERS:
-        code, said = "request", f"more than {MAX_OFFERS} offers; connect again"
-    if webrtc is None or code:
-        await connection.send(_text(protocol.error(code, said, re=offer.id)))
-        return
-    from worldline.serve.rtc import Peer
-
-    async def steer(text: str | bytes) -> None:
-        """A message of the data channel: what is lost or late there must not matter."""
-        lobby.counters["messages"] += 1
-        try:
-            message = parse(text) if isinstance(text, str) else None
-            if not isinstance(message, (Input, Ack)):
-                raise ProtocolError(
-                    "on the data channel: expected input or ack as JSON text; all else goes over the WebSocket"
-                )
-            await lobby.receive(visit, message)
-        except ProtocolError as error:
-            await _malformed(connection, lobby, error)
-
-    assert lobby.facts is not None
-    old, hello = connection.peer, lobby.facts.hello
-    if old is not None:
-        connection.peer = None
-        await old.close()
-    peer = Peer(webrtc, hello["height"], hello["width"], connection.tell, steer)
-    try:
-        client = connection.ws.client
-        answer = await peer.answer(offer.sdp, "127.0.0.1" if client is None else client.host)
-    except WorldlineError as error:
-        await peer.close()
-        await connection.send(_text(protocol.error("request", str(error), re=offer.id)))
-        return
-    except asyncio.CancelledError:
-        await peer.close()
-        raise
-    connection.peer = peer
-    lobby.counters["webrtc_offers"] += 1
-    await connection.send(_text({"type": "done", "id": offer.id, "of": "rtc", "sdp": answer}))
 
 
 def _text(message: dict[str, Any]) -> str:
@@ -311,17 +261,6 @@ def access_of(host: str, token: str | None, origins: Sequence[str] = (), insecur
         if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
             raise WorldlineError(f"origin {origin!r}; expected such as https://example.org:8443, without a path")
     return Access(token, frozenset(LOCAL) if host in LOCAL else None, frozenset(origins))
-
-
-def peers_on(host: str) -> Peers:
-    """How peers of a server on `host` are made. Raises WorldlineError where aiortc is not installed."""
-    try:
-        from worldline.serve.rtc import Rtc as Peers
-    except ImportError as error:
-        raise WorldlineError(
-            f"WebRTC needs aiortc ({error}): pip install 'worldline[webrtc]', or leave --webrtc out"
-        ) from error
-    return Peers.on(host)
 
 
 def serve(

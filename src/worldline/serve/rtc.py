@@ -1,4 +1,4 @@
-"""WebRTC beside the WebSocket: pictures on a video track, inputs on an unordered data channel (docs/protocol.md, 7).
+"""WebRTC beside the WebSocket: pictures on a video track, inputs on an unordered data channel (docs/protocol.md, 6).
 
 The WebSocket stays: it signs the peer in, carries commands and answers, and the header of every picture, which names the RTP
 timestamp that the picture was sent with. So leases, generations, the send window and the figures are the same on both ways.

@@ -15,6 +15,7 @@ import { complain, announce, toast } from "./notices.js";
 import { Places } from "./places.js";
 import { mouseLook } from "./pointer.js";
 import { FLAG, readFrame } from "./protocol.js";
+import { Rtc } from "./rtc.js";
 import { Scene } from "./scene.js";
 import { dialogs, settings, streams } from "./settings.js";
 import { sticks, touchMode } from "./sticks.js";
@@ -28,6 +29,8 @@ const LOCAL = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
 
 let world = null, live = false, canH264 = false;
 let failed = false; // the world stands until a scene begins
+let transport = ""; // that is wished for: what the address says, else the setting
+let uncarried = false; // a new connection, on which nothing was yet asked of WebRTC
 let paused = kept("paused", false); // by the person; a hidden page pauses the server alone
 
 // -- the server --------------------------------------------------------------------------------------------------------
@@ -44,7 +47,8 @@ const connection = new Connection({
     }
     if (!frame || frame.generation !== view.generation) return;
     frame.arrived = performance.timeOrigin + performance.now();
-    decoder.take(frame);
+    if (frame.codec === "track") rtc.take(frame);
+    else decoder.take(frame);
   },
   lost(how) {
     left();
@@ -59,6 +63,7 @@ const connection = new Connection({
 
 function left() {
   live = hint.live = false;
+  rtc.stop();
   recorder.set(false);
   walks.ended();
   noLease();
@@ -113,6 +118,7 @@ const receivers = {
     }
     keep("walked", true);
     veil.loading({ message: "Opening it" });
+    uncarried = true;
   },
 
   scene(message) {
@@ -131,6 +137,7 @@ const receivers = {
     if (!message.playing) walks.ended();
     if (message.paused && !paused) connection.ask("pause", { on: document.hidden }).catch(complain);
     mark(message.paused && paused);
+    if (uncarried) carry(); // now there is a walk
   },
 
   played({ completed }) {
@@ -162,7 +169,7 @@ async function ask(type, fields) {
 // -- pictures ----------------------------------------------------------------------------------------------------------
 
 const view = new View((frame, now) => {
-  connection.say("ack", { generation: frame.generation, frame: frame.index });
+  say("ack", { generation: frame.generation, frame: frame.index });
   hud.shown(frame, now);
   timeline.stand(frame.chunk, frame.index);
   if (frame.flags & (FLAG.first | FLAG.still)) timeline.keep(frame.chunk);
@@ -179,10 +186,45 @@ const decoder = new Decoder((frame, picture) => view.offer(frame, picture), () =
   connection.ask("codec", { codec: "jpeg" }).catch(() => {});
 });
 
+/** Over the channel where there is one. */
+function say(type, fields) {
+  if (!rtc.say(type, fields)) connection.say(type, fields);
+}
+
+const rtc = new Rtc((frame, picture) => view.offer(frame, picture), (reason) => {
+  told(reason);
+  connection.ask("codec", { codec: preferred()[0] }).catch(() => {});
+});
+
+/** Carry pictures and inputs as is wished, where both ends can; else say why not. */
+async function carry() {
+  if (!live) return;
+  uncarried = false;
+  if (transport !== "webrtc") {
+    const was = rtc.on;
+    rtc.stop();
+    $("transport-note").textContent = "";
+    if (was) await ask("codec", { codec: preferred()[0] });
+    return;
+  }
+  if (!world.features.includes("webrtc")) return told("this server does not offer it (worldline serve --webrtc)");
+  try {
+    await rtc.start((type, fields) => connection.ask(type, fields));
+    $("transport-note").textContent = "WebRTC is in use.";
+  } catch (error) {
+    if (live && transport === "webrtc") told(error.message);
+  }
+}
+
+function told(reason) {
+  $("transport-note").textContent = `WebRTC is not in use: ${reason}.`;
+  toast(`Pictures come over the WebSocket. WebRTC is not in use: ${reason}.`, { bad: true, stays: 9000 });
+}
+
 // -- the person --------------------------------------------------------------------------------------------------------
 
 const hint = new Hint();
-const input = new Input((type, fields) => { if (live) connection.say(type, fields); }, () => hint.moved());
+const input = new Input((type, fields) => { if (live) say(type, fields); }, () => hint.moved());
 const hud = new Hud(input, () => connection.rtt);
 const timeline = new Timeline((chunk) => ask("rewind", { chunk }), (width) => view.copy(width));
 const branches = new Branches({
@@ -285,7 +327,12 @@ gamepad(input, { 9: commands.p, 1: commands.backspace, 3: commands.r }, (name) =
 const touch = touchMode();
 settings({
   view, input, touch,
-  codec: (codec) => { if (live) ask("codec", { codec: codec || preferred()[0] }); },
+  codec: (codec) => { if (live && !rtc.on) ask("codec", { codec: codec || preferred()[0] }); },
+  transport(wish) {
+    transport = (transport === "" && new URLSearchParams(location.search).get("transport")) || wish;
+    $("set-transport").value = transport === "webrtc" ? "webrtc" : "websocket";
+    carry();
+  },
 });
 dialogs();
 

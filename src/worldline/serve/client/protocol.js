@@ -1,6 +1,6 @@
 // The wire format of docs/protocol.md: what a picture message holds.
 export const VERSION = 2;
-export const CODECS = ["jpeg", "h264"];
+export const CODECS = ["jpeg", "h264", "track"];
 const HEADER_BYTES = 52, KIND_FRAME = 1;
 export const FLAG = { first: 1, key: 2, still: 4, recording: 8, playing: 16 };
 

@@ -16,13 +16,14 @@ function bind(id, name, otherwise, use) {
   });
 }
 
-export function settings({ view, input, touch, codec }) {
+export function settings({ view, input, touch, codec, transport }) {
   bind("set-theme", "theme", "", (theme) => { document.documentElement.dataset.theme = theme; });
   bind("set-picture", "picture", "smooth", (kind) => {
     view.sharp = kind === "sharp";
     $("view").classList.toggle("sharp", view.sharp);
   });
   bind("set-codec", "codec", "", codec);
+  bind("set-transport", "transport", "websocket", transport);
   bind("set-mouse", "speed", "1", (speed) => { input.speed = Number(speed); });
   bind("set-caps", "caps", true, (on) => document.body.classList.toggle("no-caps", !on));
   bind("set-hud", "hud", true, (on) => document.body.classList.toggle("no-hud", !on));

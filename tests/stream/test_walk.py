@@ -14,6 +14,7 @@ from worldline.schema import Controls, ShapeError, WorldlineError
 from worldline.serve.inputs import InputState
 from worldline.serve.protocol import Input
 from worldline.stream import moment as moment_module
+from worldline.stream.counts import Watch
 from worldline.stream.engine import Engine
 from worldline.stream.log import GIVEN, Prompt, SessionLog
 from worldline.stream.plan import plan_of
@@ -349,6 +350,27 @@ def test_a_codec_with_a_long_memory_goes_back_to_the_bit(wan_engine, tmp_path):
         other.rewind(3)
         np.testing.assert_array_equal([other.step(controls(i, rows=n)) for i in (7, 8, 9)], frames[-3:])
     assert session._now.loop._shift > 0
+
+
+def test_streaming_takes_decoding_off_the_thread_that_denoises(engine):
+    """What the calling thread computes for a chunk is a step and a commit less the decoding: counted, not timed."""
+    stepped = engine.session("hall")
+    walk(stepped, range(6))  # the ring is full
+    stepped.commit()
+    streamed, rows = stepped.fork(), [controls(i) for i in range(4)]
+    with engine.compute():
+        drawn = stepped.fork()._now.draw(rows[0], 0, 0)
+        with Watch() as decoding:
+            stepped._now.shown(drawn)
+    with Watch() as alone:
+        for own in rows:
+            stepped.step(own)
+            stepped.commit()
+    with Watch() as calling:
+        frames = list(streamed.stream(rows))
+    assert decoding.counts.operations > 0
+    assert alone.counts.operations - calling.counts.operations == len(rows) * decoding.counts.operations
+    np.testing.assert_array_equal(frames[-1], list(stepped.frames())[-1])
 
 
 # -- without latents

@@ -169,10 +169,10 @@ class Session:
             return np.concatenate(frames)
 
     def stream(self, controls: Iterable[Controls]) -> Iterator[np.ndarray]:
-        """The frames of chunk after chunk, as many as there are controls, faster than step by step: a chunk is decoded in a
-        second thread while it is committed and the next one is denoised. So controls are taken one chunk ahead of what is
-        shown: for tracks that are known, not for a player's input. May be left at any time; the walk is then what was
-        handed out. Other calls in between are allowed and answered."""
+        """The frames of chunk after chunk, as many as there are controls. The work of step and commit, with decoding off the
+        thread that denoises: a chunk is decoded in a second thread while it is committed and the next one is denoised. So
+        controls are taken one chunk ahead of what is shown: for tracks that are known, not for a player's input. May be
+        left at any time; the walk is then what was handed out. Other calls in between are allowed and answered."""
         from worldline.stream.pipeline import streamed
 
         return streamed(self, controls)

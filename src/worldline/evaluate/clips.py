@@ -167,8 +167,13 @@ def open_domain(folder: str | Path) -> list[Score]:
     from worldline.data.sources.doomrooms.engine import intrinsics
     from worldline.evaluate.score import unreferenced
 
+    clips = _clips(Path(folder))
+    if not clips:
+        raise WorldlineError(
+            f"{folder} holds no clips; expected files such as walk.npy or walk.mp4, each with walk.json beside it"
+        )
     scores = []
-    for path in _clips(Path(folder)):
+    for path in clips:
         log = path.with_suffix(".json")
         if not log.is_file():
             raise WorldlineError(f"{path.name} has no action log; write {log.name} beside it")

@@ -122,3 +122,9 @@ def test_refusals():
     for name in CODECS:
         with pytest.raises(ShapeError, match="whole latents"):
             codec(name).encode(Controls.still(5))
+
+
+def test_the_program_on_the_page_runs():
+    page = (Path(__file__).parents[2] / "docs" / "adapting.md").read_text()
+    program = page.split("```python\n")[1].split("```")[0]
+    exec(compile(program, "docs/adapting.md", "exec"), {})

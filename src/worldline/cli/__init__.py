@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from worldline.cli import (
     ablate,
+    adapt,
     bench,
     convert,
     data,
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     for module in (
         demo,
         run,
+        adapt,
         launch,
         plan,
         play,

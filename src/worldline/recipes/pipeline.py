@@ -80,7 +80,8 @@ def _sources(recipe: Recipe, ws: Workspace) -> list[Node]:
 
 def _conversion(recipe: Recipe, ws: Workspace) -> list[Node]:
     """The model stages, each followed by its evaluation."""
-    nodes = [_evaluation(recipe, ws, "base")] if recipe.evaluate.every_stage and recipe.stages else []
+    measured = recipe.evaluate.every_stage and recipe.stages and ws.plain_base()
+    nodes = [_evaluation(recipe, ws, "base")] if measured else []
     for name, stage in recipe.stages.items():
         named = tuple(dict.fromkeys(stage.roles().values()))
         sources, elsewhere = [s for s in named if not is_directory(s)], [s for s in named if is_directory(s)]

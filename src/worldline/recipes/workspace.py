@@ -70,6 +70,13 @@ class Workspace:
             return self.run_dir / part if part == "data" else self.run_dir / part / "model"
         return Path(path) if part == "data" else located(path, part)
 
+    def plain_base(self) -> bool:
+        """Whether the base is a video model without controls, and not a world model to go on from."""
+        if self.recipe.base.path is None:
+            return True
+        config = json.loads((self.part("base") / "config.json").read_text()).get("config", {})
+        return config.get("camera", "none") == "none" and not config.get("motion") and not config.get("actions")
+
     def model_dir(self, stage: str) -> Path:
         """Model directory of a stage, of the base, or of what a role names from elsewhere."""
         if is_directory(stage):

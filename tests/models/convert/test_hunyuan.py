@@ -14,6 +14,7 @@ from tests.conftest import randomise
 
 from worldline.models.convert import convert, hunyuan, inspect
 from worldline.models.convert.errors import InDoubtError, KeysError, UnknownFamilyError
+from worldline.models.convert.published import maturity_of
 from worldline.models.hunyuan15 import HUNYUAN_VARIANTS, HunyuanConfig, HunyuanModel
 from worldline.models.registry import load_model, save_model
 
@@ -135,8 +136,8 @@ def hollow(path, shapes):
     ("changes", "layout", "tensors", "parameters"),
     [
         ({}, "original HunyuanVideo-1.5", 1801, 8_326_608_160),
-        ({"camera": "branch"}, "minWM or HY-WorldPlay, HunyuanVideo-1.5", 1909, 8_553_211_168),
-        ({"camera": "branch", "actions": 256}, "minWM or HY-WorldPlay, HunyuanVideo-1.5", 1913, 8_557_933_856),
+        ({"camera": "branch"}, "minWM, HunyuanVideo-1.5", 1909, 8_553_211_168),
+        ({"camera": "branch", "actions": 256}, "HY-WorldPlay or minWM, HunyuanVideo-1.5", 1913, 8_557_933_856),
     ],
 )
 def test_full_size_files_are_explained_to_the_last_key(tmp_path, changes, layout, tensors, parameters):
@@ -174,3 +175,56 @@ def test_strangers_are_told_apart(tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(InDoubtError, match="rope_axes_dim"):
         inspect(tmp_path / "a.safetensors")
+
+
+PUBLISHED = [  # (project, folder, its parts, layout, maturity): minWM's HY15 folders and HY-WorldPlay's
+    *(("Action2V", name, {"camera": "branch"}, "minWM", kind) for name, kind in (
+        ("bidirectional", "bidirectional"), ("ar_diffusion_tf", "causal"), ("causal_ode", "few-step"),
+        ("causal_cd", "few-step"), ("dmd", "few-step"), ("dmd_ourbi", "few-step"))),
+    *(("TI2V", name, {}, "original", kind) for name, kind in (
+        ("bidirectional", "bidirectional"), ("ar_diffusion_tf", "causal"), ("causal_ode", "few-step"),
+        ("causal_cd", "few-step"), ("dmd", "few-step"))),
+    *(("HY-WorldPlay", name, {"camera": "branch", "actions": 256}, "HY-WorldPlay", kind) for name, kind in (
+        ("bidirectional_model", "bidirectional"), ("ar_model", "causal"), ("ar_rl_model", "causal"),
+        ("ar_distilled_action_model", "few-step"))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("project", "folder", "parts", "layout", "maturity"), PUBLISHED)
+def test_every_published_folder_is_recognised_and_comes_back_to_the_byte(
+    tmp_path, project, folder, parts, layout, maturity
+):
+    net = model(num_layers=1, refiner_layers=1, **parts)
+    name = "model.safetensors" if folder == "ar_distilled_action_model" else "diffusion_pytorch_model.safetensors"
+    where = tmp_path / project / folder
+    where.mkdir(parents=True)
+    save_file(original(net.state_dict()), where / name)
+    (where / "config.json").write_text(BESIDE)
+    report = convert(where, tmp_path / "ours")
+    assert report.layout.startswith(layout)
+    assert maturity_of(where) == maturity_of(where / name) == maturity
+    licence = json.loads((tmp_path / "ours" / "card.json").read_text())["licence"]
+    assert "Tencent Hunyuan Community Licence" in licence
+    assert ("HY-WorldPlay community licence" in licence) == (project == "HY-WorldPlay")
+    convert(tmp_path / "ours", tmp_path / "back", to="hunyuan")
+    assert same(load_file(tmp_path / "back" / "diffusion_pytorch_model.safetensors"), load_file(where / name))
+    assert inspect(tmp_path / "ours").licence == licence  # it stays with the weights
+
+
+def test_averaged_weights_are_taken_from_a_file_of_both_and_a_critic_never(tmp_path):
+    raw, ema, critic = (randomise(HunyuanModel(SMALL), seed).state_dict() for seed in (1, 2, 3))
+    (tmp_path / "config.json").write_text(BESIDE)
+    wrapped = {f"model._fsdp_wrapped_module.{k}": v for k, v in original(ema).items()}
+    both = {"critic": original(critic), "generator": original(raw), "generator_ema": wrapped, "step": 4000}
+    torch.save(both, tmp_path / "model.pt")
+    report = convert(tmp_path / "model.pt", tmp_path / "ema")
+    assert report.chosen == "generator_ema"
+    assert {s.name: s.what for s in report.sets} == {
+        "critic": "critic", "generator": "weights", "generator_ema": "EMA weights",
+    }  # fmt: skip
+    assert same(load_model(tmp_path / "ema").state_dict(), ema)
+    convert(tmp_path / "model.pt", tmp_path / "raw", which="raw")
+    assert same(load_model(tmp_path / "raw").state_dict(), raw)
+    torch.save({"generator_ema": wrapped}, tmp_path / "model.pt")
+    with pytest.raises(InDoubtError, match="no raw weights, only generator_ema"):
+        inspect(tmp_path / "model.pt", which="raw")

@@ -12,13 +12,15 @@ import torch
 
 from worldline.models.convert import hunyuan, keymaps
 from worldline.models.convert.errors import KeysError
-from worldline.models.convert.families import Which, choose, weight_set
+from worldline.models.convert.families import OTHER_NETS, Which, choose, preferred, weight_set
 from worldline.models.convert.keymaps import DIFFUSERS, OURS, WAN, WORLDPLAY, Naming
 from worldline.models.convert.published import NOTES, licence_of
 from worldline.models.convert.reading import described, locate, open_source
 from worldline.models.convert.report import CheckpointReport
 from worldline.models.convert.sizes import config_of, expected_shapes, variant_of
 from worldline.models.convert.tensors import Source, TensorInfo
+from worldline.models.hunyuan15 import HunyuanConfig
+from worldline.models.wan import WanConfig
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,12 @@ def recognise(path: str | Path, *, which: Which = "ema", num_heads: int | None =
     weights = locate(Path(path))
     source = open_source(weights)
     config_json, card, stated_licence = described(weights)
-    for group, infos in source.groups.items():
-        if (known := hunyuan.which_naming(infos)) is not None:
-            file = f"{weights.parent.name}/{weights.name}".lstrip("/")
-            source, names, report = hunyuan.explain(source, group, known, config_json, file, stated_licence)
-            return Recognised(source, group, names, card, report, hunyuan.role)
+    namings = {group: hunyuan.which_naming(infos) for group, infos in source.groups.items() if group not in OTHER_NETS}
+    if any(namings.values()):
+        group = preferred([group for group, naming in namings.items() if naming is not None], which, weights.name)
+        file = f"{weights.parent.name}/{weights.name}".lstrip("/")
+        source, names, report = hunyuan.explain(source, group, namings[group] or "", config_json, file, stated_licence)
+        return Recognised(source, group, names, card, report, hunyuan.role)
     group, naming = choose(source, which, weights.name)
     infos = source.groups[group]
     names, unknown = _explain(infos, naming, weights.name)
@@ -101,6 +104,11 @@ def recognise(path: str | Path, *, which: Which = "ema", num_heads: int | None =
         notes=NOTES.get(layout, ()),
     )
     return Recognised(source, group, names, card, report, lambda key: str(keymaps.role(key)))
+
+
+def shapes_of(config: WanConfig | HunyuanConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of our model of these sizes, made without memory."""
+    return expected_shapes(config) if isinstance(config, WanConfig) else hunyuan.expected_shapes(config)
 
 
 def _image_keys(found: Collection[str], layers: int) -> set[str]:

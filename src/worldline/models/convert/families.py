@@ -47,6 +47,12 @@ def choose(source: Source, which: Which, file: str) -> tuple[str, Naming]:
     fit = [g for g, naming in best.items() if _share(source.groups[g], naming) > 0.5 and g not in OTHER_NETS]
     if not fit:
         raise UnknownFamilyError(_nearest(source, file))
+    group = preferred(fit, which, file)
+    return group, best[group]
+
+
+def preferred(fit: Collection[str], which: Which, file: str) -> str:
+    """The set that is meant, of those that hold a model. Raises InDoubtError."""
     ema, raw = [g for g in EMA_SETS if g in fit], [g for g in RAW_SETS if g in fit]
     order = [*ema, *raw] if which == "ema" else raw
     if not order:
@@ -56,7 +62,7 @@ def choose(source: Source, which: Which, file: str) -> tuple[str, Naming]:
                 f"{file} holds no {which} weights, only {some(fit)}; expected one of {some(EMA_SETS + RAW_SETS)}"
             )
         order = rest
-    return order[0], best[order[0]]
+    return order[0]
 
 
 def _nearest(source: Source, file: str) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from worldline.models.convert import keymaps
 from worldline.models.convert.errors import InDoubtError, KeysError
+from worldline.models.convert.families import EMA_SETS, OTHER_NETS
 from worldline.models.convert.report import CheckpointReport, WeightSet
 from worldline.models.convert.target import Target
 from worldline.models.convert.tensors import Source, TensorInfo
@@ -26,6 +27,7 @@ LICENCE = (
     "Tencent Hunyuan Community Licence (not for the European Union, the United Kingdom and South Korea; terms of use for "
     "weights and outputs)"
 )
+WORLDPLAY_TERMS_8B = "Tencent HY-WorldPlay community licence (territory, user and output limits)"
 Role = Literal["base", "camera", "motion", "action"]
 
 _EMBEDDER = (("0", "linear_1"), ("2", "linear_2"))
@@ -236,6 +238,10 @@ def explain(
     source: Source, group: str, naming: str, stated: Mapping[str, Any], file: str, licence: str | None
 ) -> tuple[Source, dict[str, str], CheckpointReport]:
     """The source under our names, our name -> its name, and what it is."""
+    sets = tuple(
+        WeightSet(name, len(infos), sum(i.nbytes for i in infos.values()), OTHER_NETS.get(name) or _what(name, infos))
+        for name, infos in source.groups.items()
+    )
     if naming == "original":
         source = InOurNames(source, group)
         names = {k: k for k in source.groups[group]}
@@ -245,22 +251,23 @@ def explain(
     config = config_of(infos, stated, file)
     expected = expected_shapes(config)
     roles = Counter(str(role(k)) for k in names if k in expected)
-    minwm = naming == "original" and {"camera", "action"} & set(roles)
+    steered = naming == "original" and bool({"camera", "action"} & set(roles))
     plain = dataclasses.replace(
         config, camera="none", motion=False, actions=0, text_mode="joint", legacy_prope_cache=False
     )
     published = {v: k for k, v in HUNYUAN_VARIANTS.items()}
     ours = stated.get("kind") == "hunyuan15"
     layout = "worldline" if ours else "diffusers" if naming == "diffusers" else "original HunyuanVideo-1.5"
+    layout, terms = _owner(file, roles) if steered and not ours else (layout, LICENCE)
     report = CheckpointReport(
         file=file,
         container=source.container,
         family="HunyuanVideo-1.5",
-        layout="minWM or HY-WorldPlay, HunyuanVideo-1.5" if minwm else layout,
+        layout=layout,
         variant=published.get(plain),
         config=config,
         heads_known=True,
-        sets=(WeightSet(group, len(infos), sum(i.nbytes for i in infos.values()), "weights"),),
+        sets=sets,
         chosen=group,
         tensors=len(infos),
         parameters=sum(i.count for i in infos.values()),
@@ -275,17 +282,38 @@ def explain(
             for k, i in sorted(infos.items())
             if k in expected and i.shape != expected[k]
         ),
-        licence=licence or LICENCE,
+        licence=licence or terms,
         extras=source.extras,
-        notes=NOTES if minwm else (),
+        notes=NOTES if steered else (),
     )
     return source, {k: names[k] for k in expected if k in names}, report
+
+
+# HY-WorldPlay's folders: its own causal and bidirectional models, by reinforcement, and distilled.
+WORLDPLAY_FOLDERS = ("bidirectional_model", "ar_model", "ar_rl_model", "ar_distilled_action_model")
+
+
+def _owner(file: str, roles: Mapping[str, int]) -> tuple[str, str]:
+    """Layout and terms of a file with a camera or actions: by its folder, else by its parts. Only HY-WorldPlay trained both,
+    but minWM goes on from its weights, too."""
+    if file.split("/")[0] in WORLDPLAY_FOLDERS:
+        return "HY-WorldPlay, HunyuanVideo-1.5", f"{WORLDPLAY_TERMS_8B}; {LICENCE}"
+    if "action" in roles:
+        return "HY-WorldPlay or minWM, HunyuanVideo-1.5", f"{LICENCE}; HY-WorldPlay's own, where it is from there"
+    return "minWM, HunyuanVideo-1.5", LICENCE
+
+
+def _what(group: str, infos: Collection[str]) -> str:
+    if which_naming(infos) is None:
+        return "not weights of this family"
+    return "EMA weights" if group in EMA_SETS else "weights"
 
 
 NOTES = (
     "its causal stages (AR, ODE, CD, DMD) run with the prompt apart: set text_mode decoupled; its bidirectional stage is joint",
     "minWM's causal DMD weights were made with rotated keys in the camera's cache: legacy_prope_cache reproduces that",
-    "action labels (9 translation + rotation, 0 to 80) go in as cameras.actions = sinusoidal_embedding(label, 256)",
+    "action labels (9 translation + rotation, 0 to 80) go in as cameras.actions = sinusoidal_embedding(label, 256); where none "
+    "are given they are read off the camera's motion",
 )
 
 

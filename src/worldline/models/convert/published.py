@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
+from typing import Literal
 
 from worldline.models.wan import WAN_VARIANTS, WanConfig
 
@@ -36,8 +39,27 @@ def licence_of(layout: str, camera: bool) -> str:
 NOTES: dict[str, tuple[str, ...]] = {
     "worldplay": (
         "its action labels (9 translation + rotation, 0 to 80) go in as cameras.actions = sinusoidal_embedding(label, "
-        "width of the actions)",
+        "width of the actions); where none are given they are read off the camera's motion",
         "its camera branch has our names and form; its outputs were not compared with HY-WorldPlay's own",
     ),
     "minwm": ("minWM's own Wan inference sets fx = fy = 0.5; it was trained with the intrinsics of its data",),
 }
+
+Maturity = Literal["bidirectional", "causal", "few-step"]
+"""How far a world model is: it sees whole clips, or makes chunk after chunk, in many steps or in few."""
+
+# How projects name files and folders of each, asked in this order: HY-WorldPlay's ar_distilled_action_model is a few-step one.
+_WORDS: dict[Maturity, str] = {
+    "few-step": r"dmd|distill|(^|[_-])(ode|cd)([_-]|$)|\d-?steps?([_-]|$)|(self|causal)[_-]forcing|causvid|longvideo",
+    "causal": r"(^|[_-])ar([_-]|$)|teacher[_-]forcing|(^|[_-])tf([_-]|$)",
+    "bidirectional": r"bidirectional|(^|[_-])(bi|sft|camera|t2v|i2v|ti2v)([_-]|$)",
+}
+
+
+def maturity_of(path: Path) -> Maturity | None:
+    """What the name of a file, or of the nearest of three folders around it, says its model is; None where none says it."""
+    for name in (path.stem if path.suffix else path.name, *(parent.name for parent in list(path.parents)[:3])):
+        said = next((maturity for maturity, words in _WORDS.items() if re.search(words, name.lower())), None)
+        if said is not None:
+            return said
+    return None

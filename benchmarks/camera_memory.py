@@ -141,12 +141,15 @@ def adapt(
     options = TeacherForcingConfig(weighting="uniform", shift=3.0, context_noise=0.15)
     method = options.build(model, visibility, empty, memory)
     train = TrainConfig(
-        steps=steps, batch_size=8, optimizer="muon", lr=5e-4, warmup=20, ema_decay=0.98, precision="bf16", threads=1,
+        steps=steps, batch_size=4, optimizer="muon", lr=3e-4, warmup=10, ema_decay=0.95, precision="bf16", threads=1,
+        save_every=25,
     )  # fmt: skip
     trainer = Trainer(method, data, train, save / "train", device=torch.device("cpu"), progress=_tell)
     result = trainer.fit()
     model.load_state_dict(trainer.trained_state("model"))
-    save_model(model, save / "world", {"made": "benchmarks.camera_memory", "init": str(init.name), "steps": steps})
+    save_model(
+        model, save / "world", {"made": "benchmarks.camera_memory", "init": init.parent.name, "steps": result.step}
+    )
     source = bundled("world")
     for part in ("codec", "starts"):
         shutil.copytree(source.parent / part, save / part, dirs_exist_ok=True)
@@ -215,7 +218,16 @@ def _write(args: argparse.Namespace, memory: CameraMemory, found: Any, by_suite:
         "memory": vars(memory), "adapted": json.loads(adapted.read_text()) if adapted.is_file() else None,
         "summary": summary(found, _named(found, by_suite)), "cases": found,
     }  # fmt: skip
-    args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    args.out.write_text(json.dumps(_plain(rows), indent=1, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has: null where there is no number, four digits after the point."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, float):
+        return round(value, 4) if np.isfinite(value) else None
+    return value
 
 
 def _show(rows: dict[str, Any]) -> None:

@@ -24,12 +24,16 @@ def add(subcommands: Subcommands) -> None:
     sub.add_argument("world", metavar="WORLD", nargs="?", help="a world or run directory (default: the bundled world)")
     sub.add_argument("--port", type=int, default=8000, metavar="N", help="port of the page (default: 8000)")
     sub.add_argument("--quantise", choices=("int8", "fp8"), help="with 8-bit linear layers")
+    sub.add_argument(
+        "--memory", type=int, metavar="N", help="latents of long ago that are seen again where the view comes back"
+    )
     sub.add_argument("--no-browser", action="store_true", help="do not open a browser")
 
 
 def main(args: argparse.Namespace) -> int:
     """Find the world and serve it."""
-    return serve_world(find_world(args.world), port=args.port, browser=not args.no_browser, quantise=args.quantise)
+    found = find_world(args.world)
+    return serve_world(found, port=args.port, browser=not args.no_browser, quantise=args.quantise, memory=args.memory)
 
 
 def find_world(name: str | None) -> Path:
@@ -45,7 +49,9 @@ def find_world(name: str | None) -> Path:
     raise WorldlineError(f"{name} is no world (no world.json); expected a world directory, a run directory, or nothing")
 
 
-def serve_world(world: Path, *, port: int, browser: bool, quantise: Scheme | None = None) -> int:
+def serve_world(
+    world: Path, *, port: int, browser: bool, quantise: Scheme | None = None, memory: int | None = None
+) -> int:
     """Serve until interrupted."""
     from functools import partial
 
@@ -57,5 +63,7 @@ def serve_world(world: Path, *, port: int, browser: bool, quantise: Scheme | Non
     def ready(url: str) -> None:
         Console().print(f"{world} is at [bold]{url}[/] (Ctrl-C stops it)", highlight=False, soft_wrap=True)
 
-    serve(partial(Engine.load, world, quantise=quantise), port=port, open_browser=browser, on_ready=ready)
+    serve(
+        partial(Engine.load, world, quantise=quantise, memory=memory), port=port, open_browser=browser, on_ready=ready
+    )
     return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.serve.browsing import browser  # noqa: F401
+from tests.serve.browsing import PATIENCE_MS, browser  # noqa: F401
 from worldline.evaluate import suites
 from worldline.evaluate.answers import AnswersError, binomial_p, preferences
 from worldline.evaluate.blind import SCHEMA, write_blind
@@ -152,6 +152,7 @@ def test_a_person_answers_with_the_keyboard(runs, tmp_path, browser):  # noqa: F
     a, b = runs
     write_blind(a, b, tmp_path / "page.html")
     page = browser.new_page()
+    page.set_default_timeout(PATIENCE_MS)
     errors = []
     page.on("pageerror", lambda e: errors.append(str(e)))
     page.goto((tmp_path / "page.html").as_uri())

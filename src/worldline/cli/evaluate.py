@@ -189,6 +189,8 @@ def _stages(console: Console, args: argparse.Namespace) -> int:
     from worldline.cli.stages import run
     from worldline.schema import WorldlineError
 
+    if args.tier2 or args.bench or args.track or args.pose:
+        raise WorldlineError("--tier2, --bench, --track and --pose are of one world; leave them out with --stages")
     if args.world is None:
         raise WorldlineError("--stages without a run directory; expected worldline evaluate RUN --stages all")
     return run(console, args, _plan(args, f"{Path(args.world).name}-stages"))

@@ -72,6 +72,8 @@ def read_answers(path: Path) -> dict[str, Any]:
     if not isinstance(said, dict) or said.get("schema") != SCHEMA:
         found = said.get("schema") if isinstance(said, dict) else type(said).__name__
         raise AnswersError(f"{path} has schema {found!r}; expected {SCHEMA}")
+    if missing := sorted({"models", "seed", "answers"} - set(said)):
+        raise AnswersError(f"{path} lacks {', '.join(missing)}; expected what a blind page saved")
     for entry in said["answers"]:
         for question in QUESTIONS:
             if entry.get(question, "tie") not in CHOICES:

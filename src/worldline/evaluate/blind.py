@@ -180,11 +180,13 @@ function save() {
   link.href = URL.createObjectURL(new Blob([JSON.stringify(result(), null, 2) + "\\n"], { type: "application/json" }));
   link.download = "answers.json"; link.click();
 }
+function turn(by) { asked = (asked + by + names.length) % names.length; draw(); }
 document.addEventListener("keydown", e => {
-  if (e.target.tagName === "INPUT" || e.ctrlKey || e.metaKey || e.altKey) return;
+  const typed = e.target.tagName === "INPUT" || (e.target.tagName === "BUTTON" && e.key === " ");
+  if (typed || e.ctrlKey || e.metaKey || e.altKey) return;
   const act = { 1: () => answer("left"), 2: () => answer("tie"), 3: () => answer("right"), ArrowLeft: () => show(at - 1),
     ArrowRight: () => show(at + 1), " ": () => video.paused ? video.play() : video.pause(),
-    r: () => { video.currentTime = 0; video.play(); }, Tab: () => { asked = (asked + 1) % names.length; draw(); } }[e.key];
+    r: () => { video.currentTime = 0; video.play(); }, ArrowUp: () => turn(-1), ArrowDown: () => turn(1) }[e.key];
   if (act) { e.preventDefault(); act(); }
 });
 $("back").onclick = () => show(at - 1); $("next").onclick = () => show(at + 1); $("save").onclick = save;
@@ -206,7 +208,7 @@ def _page(pairs: list[dict[str, Any]], facts: dict[str, Any]) -> str:
         "<p><label>Your name or initials, if you like: <input id='rater' maxlength='40'></label> "
         "<button id='save'>save answers.json</button></p>"
         f"<p class='soft'><small>Keys: <kbd>1</kbd> left, <kbd>2</kbd> no difference, <kbd>3</kbd> right, "
-        "<kbd>Tab</kbd> the other question, <kbd>←</kbd> <kbd>→</kbd> pairs, <kbd>space</kbd> pause, <kbd>r</kbd> again. "
+        "<kbd>↑</kbd> <kbd>↓</kbd> questions, <kbd>←</kbd> <kbd>→</kbd> pairs, <kbd>space</kbd> pause, <kbd>r</kbd> again. "
         "Nothing leaves this page but the file you save.</small></p>"
         f"</main><script type='application/json' id='data'>{data}</script><script>{SCRIPT}</script></body></html>\n"
     )

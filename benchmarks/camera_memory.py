@@ -4,8 +4,9 @@
     python -m benchmarks.camera_memory --adapt ENCODED --init MODEL --steps 200 --save DIR  # train with recalled context
     python -m benchmarks.camera_memory --world DIR/world --out memory.json --name adapted   # that world, with and without
 
-Every case is walked twice from the same start, controls and noise; memory alone differs. Scripts that come back are scored at
-the frames where they do:
+Every case is walked from the same start, controls and noise, `without` memory and `with` it, and in two ways that cost as much
+attention: a `window` as many latents longer, and the first latents as `sink` (kept as near as the memory keeps its own). All
+these scripts return to where they began, which flatters sinks. They are scored at the frames where they are back:
 
 - `return_psnr`: PSNR of the best frame about a return with the first frame shown, mean over returns (S3: one; S4: after every
   turn; S6: after every cycle);
@@ -28,6 +29,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -84,16 +86,32 @@ def figures(frames: np.ndarray, truth: Truth) -> dict[str, float]:
     }
 
 
+def forms(config: WorldConfig, memory: CameraMemory) -> dict[str, WorldConfig]:
+    """What is compared: a world's config in every form."""
+    seen, n = config.visibility, memory.slots
+    sinks = replace(config, memory=None, visibility=replace(seen, sink=n))
+    return {
+        "without": replace(config, memory=None),
+        "with": replace(config, memory=memory),
+        "window": replace(config, memory=None, visibility=replace(seen, window=(seen.window or 0) + n)),
+        "sink": replace(sinks, positions="clamp", horizon=memory.horizon) if memory.horizon else sinks,
+    }
+
+
 def walks(
-    world: Path, arms: dict[str, int | CameraMemory], wanted: list[Case], work: Path
+    world: Path, memory: CameraMemory, wanted: list[Case], work: Path
 ) -> Iterator[tuple[Case, str, dict[str, float]]]:
-    """Case by case, each arm's figures; walks that are there are not walked again."""
-    engines = {name: EngineAdapter(Engine.load(world, threads=1, memory=memory)) for name, memory in arms.items()}
+    """Case by case, each form's figures; walks that are there are not walked again."""
+    engines = {}
+    for name, config in forms(WorldConfig.read(world), memory).items():
+        engine = Engine.load(world, threads=1, warm=False)
+        engine.config = config
+        engines[name] = EngineAdapter(engine)
     for case in wanted:
         truth = truth_of(case, work / "truth")
         for name, model in engines.items():
             config = model.engine.config
-            said = f"{model.engine.weights[:8]}-{config.memory}".encode()
+            said = f"{model.engine.weights}-{config}".encode()
             path = work / "walks" / f"{case.id}-{case.fingerprint()}-{_digest(said)}.safetensors"
             if not path.is_file():
                 played = drive(model, truth.start, truth.caption, case.controls, case.seed)
@@ -107,25 +125,21 @@ def _digest(said: bytes) -> str:
 
 
 def summary(found: dict[str, dict[str, dict[str, float]]], suites: dict[str, list[str]]) -> dict[str, Any]:
-    """found: arm -> case -> figures; suites: name -> cases. Means of both arms and the paired difference, with intervals."""
+    """found: form -> case -> figures; suites: name -> cases. Means, and what memory adds to every other form, paired."""
     out: dict[str, Any] = {}
     for suite, ids in suites.items():
         for figure in FIGURES:
-            values = {arm: np.array([of[i][figure] for i in ids]) for arm, of in found.items()}
+            values = {form: np.array([of[i][figure] for i in ids]) for form, of in found.items()}
             known = np.all([np.isfinite(v) for v in values.values()], axis=0)
             if not known.any():
                 continue
-            a, b = (values[arm][known] for arm in ("without", "with"))
-            d = paired_difference(a, b)
-            out.setdefault(suite, {})[figure] = {
-                "cases": int(known.sum()),
-                "without": mean_interval(a).value,
-                "with": mean_interval(b).value,
-                "difference": d.value,
-                "low": d.low,
-                "high": d.high,
-                "p": d.p,
-            }
+            row: dict[str, Any] = {"cases": int(known.sum())}
+            for form, of in values.items():
+                row[form] = mean_interval(of[known]).value
+                if form != "with":
+                    d = paired_difference(of[known], values["with"][known])
+                    row[f"with - {form}"] = {"value": d.value, "low": d.low, "high": d.high, "p": d.p}
+            out.setdefault(suite, {})[figure] = row
     return out
 
 
@@ -195,16 +209,17 @@ def main() -> None:
         for rank in range(max(map(len, by_suite.values())))
         for row in (c[rank] for c in by_suite.values() if rank < len(c))
     ]
-    found: dict[str, dict[str, dict[str, float]]] = {"without": {}, "with": {}}
-    for case, arm, got in walks(args.world, {"without": 0, "with": memory}, queue, args.work):
-        found[arm][case.id] = got
-        if arm == "with" and args.out is not None:
+    names = list(forms(WorldConfig.read(args.world), memory))
+    found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}
+    for case, form, got in walks(args.world, memory, queue, args.work):
+        found[form][case.id] = got
+        if form == names[-1] and args.out is not None:
             _write(args, memory, found, by_suite)
     _show(summary(found, _named(found, by_suite)))
 
 
 def _named(found: dict[str, dict[str, dict[str, float]]], by_suite: dict[str, list[Case]]) -> dict[str, list[str]]:
-    done = found["with"]
+    done = list(found.values())[-1]
     named = {s: [c.id for c in of if c.id in done] for s, of in by_suite.items()}
     return {**{s: ids for s, ids in named.items() if ids}, "all": [i for ids in named.values() for i in ids]}
 
@@ -231,12 +246,14 @@ def _plain(value: Any) -> Any:
 
 
 def _show(rows: dict[str, Any]) -> None:
-    table = Table("suite", "figure", "cases", "without", "with", "difference", "95 %", "p")
+    table = Table("suite", "figure", "cases", "with", "without: difference", "window: difference", "sink: difference")
     for suite, of in rows.items():
         for figure, r in of.items():
-            span = f"[{r['low']:+.2f}, {r['high']:+.2f}]"
-            numbers = (f"{r['without']:.2f}", f"{r['with']:.2f}", f"{r['difference']:+.2f}", span, f"{r['p']:.3f}")
-            table.add_row(suite, figure, str(r["cases"]), *numbers)
+            cells = [f"{r['with']:.2f}"]
+            for form in ("without", "window", "sink"):
+                d = r[f"with - {form}"]
+                cells.append(f"{r[form]:.2f}: {d['value']:+.2f} [{d['low']:+.2f}, {d['high']:+.2f}]")
+            table.add_row(suite, figure, str(r["cases"]), *cells)
     Console().print(table)
 
 

@@ -11,7 +11,7 @@ from worldline.functional.masks import Visibility
 from worldline.functional.rope import apply_rope, rope_of_grid
 from worldline.nn.kv_cache import FrameCache, RingCache
 from worldline.rollout.history import CameraMemory, recallable, recalled
-from worldline.rollout.loop import ChunkLoop
+from worldline.rollout.loop import ChunkLoop, generate
 from worldline.rollout.plan import RolloutPlan
 from worldline.rollout.positions import moved_key
 from worldline.rollout.teacher_forcing import teacher_forced_velocity
@@ -315,3 +315,21 @@ def test_wrong_memories_are_named(tiny_wan, tiny_text, cameras):
         RingCache(plan.visibility, memory=2).remember({}, 3)
     with pytest.raises(WorldlineError, match="no memory"):
         FrameCache().remember({}, 1)
+
+
+def test_a_chunkwise_backward_remembers_what_its_forward_did(tiny_wan, tiny_text, cameras):
+    """By the time of the backward the memory holds other frames."""
+    found = []
+    for chunkwise in (False, True):
+        model, poses = tiny_wan("fused"), cameras(2, 8)
+        plan = RolloutPlan(Visibility(chunk=1, window=2, prefix=1), (1.0, 0.5), history=memory(changes=1))
+        loop = ChunkLoop(model, plan, tiny_text(2), chunkwise=chunkwise)
+        chunks = generate(
+            loop, latents(8), poses, prefix=latents(1, seed=3), exit_step=1, grad=True,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        torch.cat(list(chunks), dim=1).square().mean().backward()
+        assert loop.memory.held != ((), ())
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)

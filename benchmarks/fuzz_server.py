@@ -298,7 +298,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     console = Console()
-    server = Server(2, "--resume", "0.5", "--queue", "16", "--idle", "0")
+    server = Server(2, "--resume", "0.5", "--queue", "16", "--idle", "0", "--webrtc")
     try:
         found = asyncio.run(main_async(server, args, console))
     finally:

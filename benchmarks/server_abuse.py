@@ -172,7 +172,7 @@ def absurd(random: random.Random, depth: int = 0) -> str:
 
 FIELDS = ["type", "id", "seq", "keys", "mouse", "axes", "generation", "frame", "t", "text", "mode", "start", "image",
           "seed", "prompt", "on", "chunks", "chunk", "slot", "file", "watch", "actions", "codec",
-          "rtt_ms", "version", "resume"]  # fmt: skip
+          "rtt_ms", "version", "resume", "sdp"]  # fmt: skip
 
 
 def malformed(random: random.Random) -> str | bytes:
@@ -326,8 +326,8 @@ async def vanish(target: Target, after: int, how: str) -> None:
             if step is not None:
                 await ws.send(json.dumps(step))
             else:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ws.recv(), 2.0)
+                with contextlib.suppress(TimeoutError):  # at some steps nothing comes
+                    await asyncio.wait_for(ws.recv(), 0.3)
     except ConnectionClosed:
         pass
     if how == "reset":

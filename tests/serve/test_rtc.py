@@ -257,8 +257,8 @@ def test_strangers_get_no_peer(engine):
         asyncio.run(play())
 
 
-@pytest.mark.parametrize("how", ["torn", "left", "peer alone"])
-def test_a_client_that_goes_leaves_nothing(engine, how):
+@pytest.mark.parametrize("how", ["torn", "left", "peer alone", "never found"])
+def test_a_client_that_goes_leaves_nothing(engine, how, monkeypatch):
     app = create_app(
         engine, access=access_of("127.0.0.1", None), rules=Rules(resume_s=0.1), webrtc=peers_on("127.0.0.1")
     )
@@ -273,6 +273,12 @@ def test_a_client_that_goes_leaves_nothing(engine, how):
 
         async def play() -> None:
             async with visiting(address, leave=how == "left") as c:
+                if how == "never found":  # an answer that is not taken: the server gives the peer up by itself
+                    monkeypatch.setattr(rtc, "CONNECT_S", 0.3)
+                    await c.offer()
+                    (player,) = app.state.lobby.live
+                    await c.until(lambda: player.connection.peer._over)
+                    return
                 await c.use()
                 await c.until(lambda: c.pictures)
                 assert sockets() > datagrams

@@ -120,11 +120,11 @@ class Peer:
         try:
             await peer.setRemoteDescription(RTCSessionDescription(str(asked), "offer"))
             peer.addTrack(self._track)
-            sender = peer.getTransceivers()[0]
-            sender.setCodecPreferences(_codecs())
-            self._track.sender = sender.sender
+            (transceiver,) = peer.getTransceivers()
+            transceiver.setCodecPreferences(_codecs())
+            self._track.sender = transceiver.sender
             assert peer.sctp is not None
-            for transport in {sender.sender.transport.transport, peer.sctp.transport.transport}:
+            for transport in {transceiver.sender.transport.transport, peer.sctp.transport.transport}:
                 _listen_only_on(transport.iceGatherer, self._rtc.addresses)
             await peer.setLocalDescription(await peer.createAnswer())
         except Exception as error:

@@ -89,6 +89,9 @@ def test_small_batches_are_compared_at_equal_steps_and_at_equal_clips():
     assert [(p["value"], p["label"]) for p in found["same_clips"]] == [
         (4.0, "batch 16 after 4 steps"), (8.0, "batch 16 after 8 steps"),
     ]  # fmt: skip # batch 1 has seen as many clips as batch 16 after one step, which was not measured
+    assert "(compared: 4, 8), sizes that are ahead of 16 beyond chance: none." in found["statement"], "planted equal"
+    quicker = [r if r.batch != 8 else run(r.name, "exact", 8, r.seed, {16: (0.8, 8)}, "batch") for r in runs]
+    assert study("batch", quicker, LEVELS, START)["statement"].endswith("ahead of 16 beyond chance: 8.")
     other_way = [run(r.name, "exact", 17 - r.batch, r.seed, {16: (r.batch / 16, r.batch)}, "batch") for r in runs]
     assert study("batch", other_way, LEVELS, START)["verdict"] == "disagrees"
 

@@ -19,7 +19,7 @@ from worldline.evaluate.validation import Validation
 from worldline.train.validation import Measurement
 
 SCHEMA = "worldline.ablation/1"
-DRAWS = 400
+DRAWS = 200
 FIGURES = {
     "yaw_corr": VALIDATED["yaw_corr"],
     "yaw_gain": VALIDATED["yaw_gain"],
@@ -162,44 +162,63 @@ def _batch(runs: Sequence[Run]) -> dict[str, Any]:
     statement = _said(
         verdict, judged, "Small batches control less", "Small batches control more", "The smallest batch cannot be told apart",
     )  # fmt: skip
-    spread = {
-        str(b): {
-            n: round(float(np.ptp([f[n] for f in s.by_seed])), 4) for n in JUDGED if all(n in f for f in s.by_seed)
-        }
-        for b, s in samples.items()
-        if len(s.by_seed) > 1
-    }
     told = [b for b, d in zip(sizes, differences, strict=False) if _verdict(d) == "agrees"]
     if differences:
         statement += f" Sizes that fall behind {largest} beyond chance: {', '.join(map(str, told)) or 'none'}."
-    if "8" in spread and str(largest) in spread and largest != 8:
-        said = ", ".join(f"{n} {spread['8'][n]:.3g} against {spread[str(largest)][n]:.3g}" for n in spread["8"])
-        statement += f" Two seeds lie apart at 8 and at {largest} by: {said}."
+    spread = {str(b): _spread(s) for b, s in samples.items() if len(s.by_seed) > 1}
+    statement += _steadiness(spread, 8, largest)
+    same_clips, at_same_clips = _same_clips(runs, samples)
+    ahead = [d["batch"] for d in at_same_clips if _verdict(d) == "agrees"]
+    if at_same_clips:
+        compared = ", ".join(str(d["batch"]) for d in at_same_clips)
+        statement += (
+            f" At equal clips instead of equal steps (compared: {compared}), sizes that are ahead of {largest} beyond chance: "
+            f"{', '.join(map(str, ahead)) or 'none'}."
+        )
     return {
         "question": "How small may batches be, at equal steps?",
         "claim": "minWM: under 4 no control, 8 unstable, 16 works.",
         "points": [s.to_data(f"batch {b}", float(b)) for b, s in samples.items()],
-        "same_clips": _same_clips(runs, sizes),
+        "same_clips": same_clips,
         "spread": spread,
-        "differences": differences,
+        "differences": [*differences, *at_same_clips],
         "verdict": verdict,
         "statement": statement,
     }
 
 
-def _same_clips(runs: Sequence[Run], sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """For every smaller batch, the largest one at the step where it had seen as many clips: equal steps are not equal data.
-    Left out where it was not measured near there."""
-    out = []
+def _spread(sample: Sample) -> dict[str, float]:
+    """How far seeds lie apart, by the judged figures."""
+    names = [n for n in JUDGED if all(n in f for f in sample.by_seed)]
+    return {n: round(float(np.ptp([f[n] for f in sample.by_seed])), 4) for n in names}
+
+
+def _steadiness(spread: dict[str, dict[str, float]], size: int, largest: int) -> str:
+    """One sentence on whether a size is less steady than the largest; none where it was not run."""
+    mine, theirs = spread.get(str(size)), spread.get(str(largest))
+    if mine is None or theirs is None or size == largest:
+        return ""
+    said = ", ".join(f"{n} {mine[n]:.3g} against {theirs[n]:.3g}" for n in mine)
+    seen = "wider" if all(mine[n] > theirs[n] for n in mine) else "not wider throughout"
+    return f" Seeds lie apart at {size} and at {largest} by {said}: {seen}."
+
+
+def _same_clips(runs: Sequence[Run], samples: dict[int, Sample]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """For every smaller batch, the largest one at the step where it had seen as many clips (equal steps are not equal data),
+    and the smaller one less that. Left out where it was not measured near there."""
+    sizes = list(samples)
+    large = [r for r in runs if sizes and r.batch == sizes[-1]]
+    points, differences = [], []
     for b in sizes[:-1]:
-        large = [r for r in runs if r.batch == sizes[-1]]
         last = max(m.step for r in runs if r.batch == b for m in r.measured)
         wanted = last * b / sizes[-1]
         steps = sorted({m.step for r in large for m in r.measured}, key=lambda s: abs(s - wanted))
         if steps and abs(steps[0] - wanted) <= 0.25 * wanted:
-            found = [m for r in large if (m := r.at(steps[0])) is not None]
-            out.append(Sample(found).to_data(f"batch {sizes[-1]} after {steps[0]} steps", float(b)))
-    return out
+            then = Sample([m for r in large if (m := r.at(steps[0])) is not None])
+            points.append(then.to_data(f"batch {sizes[-1]} after {steps[0]} steps", float(b)))
+            what = f"batch {b} less {sizes[-1]} after {steps[0]} steps (equal clips)"
+            differences.append({**_difference(what, samples[b], then), "batch": b})
+    return points, differences
 
 
 def _last(runs: Any) -> Sample | None:

@@ -13,7 +13,7 @@ from worldline.evaluate.plots import Line, line_plot
 from worldline.evaluate.style import CSS
 
 TITLES = {"poses": "Exact against noisy cameras", "steps": "Fine-tuning steps", "batch": "Batch size"}
-AXES = {"poses": "level of error", "steps": "step", "batch": "batch size (logarithm to base 2)"}
+AXES = {"poses": "wrong turn of a step, degrees", "steps": "step", "batch": "batch size"}
 VERDICTS = {
     "agrees": "Goes the way minWM reports.",
     "disagrees": "Goes the other way than minWM reports.",
@@ -84,26 +84,19 @@ def _titled(name: str) -> str:
 
 def _plot(name: str, study: Mapping[str, Any], figure: str, results: Mapping[str, Any]) -> str:
     points = [p for p in study["points"] if p["figures"][figure] is not None]
-    if not points:
+    if len(points) < 2:
         return ""
-    x = np.array([_place(name, p["value"]) for p in points])
+    x = np.array([_place(name, p, results) for p in points])
     values = [p["figures"][figure] for p in points]
     y, low, high = (np.array([v[k] for v in values], dtype=float) for k in ("value", "low", "high"))
     lines = [Line("mean of seeds", x, y, "s1", (low, high))]
     for i in range(max(len(v["by_seed"]) for v in values)):
-        own = np.array([v["by_seed"][i] if i < len(v["by_seed"]) else np.nan for v in values])
+        own = np.array([v["by_seed"][i] if i < len(v["by_seed"]) > 1 else np.nan for v in values])
         lines.append(Line(f"seed {i}", x, own, "thin"))
-    extra = study.get("same_clips", [])
-    there = [p for p in extra if p["figures"][figure] is not None]
+    there = [p for p in study.get("same_clips", []) if p["figures"][figure] is not None]
     if there:
-        lines.append(
-            Line(
-                "largest batch at as many clips",
-                np.array([_place(name, p["value"]) for p in there]),
-                np.array([p["figures"][figure]["value"] for p in there]),
-                "s2",
-            )
-        )
+        seen = np.array([p["figures"][figure]["value"] for p in there])
+        lines.append(Line("largest at as many clips", np.array([p["value"] for p in there]), seen, "s2"))
     ends = np.array([x.min(), x.max()])
     for label, row, style in (("before training", "start", "s5"), ("codec's ceiling", "codec", "s3")):
         value = results["reference"][row]["figures"].get(figure)
@@ -112,8 +105,9 @@ def _plot(name: str, study: Mapping[str, Any], figure: str, results: Mapping[str
     return line_plot(lines, AXES[name], "")
 
 
-def _place(name: str, value: float) -> float:
-    return float(np.log2(value)) if name == "batch" else value
+def _place(name: str, point: Mapping[str, Any], results: Mapping[str, Any]) -> float:
+    """Where a point stands on its axis: noisy cameras by how wrong they were found to be."""
+    return float(results["reference"]["errors"][point["label"]]["rotation"] if name == "poses" else point["value"])
 
 
 def _levels(results: Mapping[str, Any]) -> str:

@@ -63,8 +63,9 @@ def ablate(
 
 def _run_one(recipe: Recipe, out: Path, trial: Trial, progress: Progress | None) -> None:
     directory, stage = out / "runs" / trial.name, next(iter(recipe.stages))
-    if not (directory / "validation").is_dir():
-        shutil.copytree(out / "shared" / "validation", directory / "validation", copy_function=os.link)
+    episodes = out / "shared" / "validation"
+    if episodes.is_dir() and not (directory / "validation").is_dir():
+        shutil.copytree(episodes, directory / "validation", copy_function=os.link)
     run(recipe, directory, until=stage, fork=out / "shared", progress=progress)
     shutil.rmtree(directory / stage / "train" / "checkpoints", ignore_errors=True)  # its models are kept
 

@@ -293,3 +293,10 @@ def test_the_command_says_what_it_found_and_prints_a_recipe(tmp_path, smallest, 
     assert load_model(tmp_path / "r" / "ode" / "model").config.camera == "branch"
     again = recognise(str(tmp_path / "r"))  # a run, without a world yet: its last finished stage
     assert (again.maturity, again.run) == ("few-step", tmp_path / "r")
+    model = recognise(str(tmp_path / "r" / "source"))  # converted: its card knows where it is from
+    assert (model.maturity, model.ours) == ("causal", True)
+    # A finished stage of the same run stands in for one that is not run: here `ode` as a teacher by another recipe's name.
+    (tmp_path / "r" / "ode").rename(tmp_path / "r" / "ar")
+    made = adapt(replace(again, path=tmp_path / "r" / "ar" / "model"), load_recipe(smallest), Wishes(steps=1), tmp_path)
+    assert list(made.recipe.stages) == ["ode", "cd"]
+    assert made.recipe.stages["cd"].teacher == str(tmp_path / "r" / "ar" / "model")

@@ -88,20 +88,25 @@ def adapt(source: Source, recipe: Recipe, wishes: Wishes, converted: Path) -> Ad
     rollout = recipe.rollout
     if (world := source.world) is not None:
         seen = world.visibility
-        rollout = replace(rollout, chunk=seen.chunk, window=seen.window, sink=seen.sink, steps=len(world.sigmas))
+        rollout = replace(rollout, chunk=seen.chunk, window=seen.window, sink=seen.sink, prefix=seen.prefix)
+        rollout = replace(rollout, steps=len(world.sigmas))
     rollout = replace(rollout, chunk=wishes.chunk or rollout.chunk, steps=wishes.steps or rollout.steps)
     if rollout.window is not None and rollout.window < 2 * rollout.chunk:
         rollout = replace(rollout, window=2 * rollout.chunk)
         notes.append(f"the window grows to {rollout.window} latents: a chunk of {rollout.chunk} and one before it")
     new_controls = bool(mapped.new or mapped.unlike)
     new_chunk = wishes.chunk is not None and (world is None or wishes.chunk != world.visibility.chunk)
-    teaches = wishes.teacher is not None or maturity == "causal"
+    causal = [name for name, stage in recipe.stages.items() if stage.method in MULTI_STEP_CAUSAL]
+    taught = any(_of_run(source, name, target) is not None for name in causal)
+    teaches = wishes.teacher is not None or maturity == "causal" or taught
     first = wishes.stage or _first(recipe, maturity, new_controls, new_chunk, teaches)
     if first not in recipe.stages:
         raise AdaptError(
             f"--stage {first}: recipe {recipe.name} has no such stage; {did_you_mean(first, recipe.stages)}"
         )
     stages = _stages(recipe, source, wishes, maturity, first, target, notes)
+    if new_chunk and wishes.teacher is None and not set(causal) & set(stages):
+        notes.append(f"no stage learns chunks of {rollout.chunk} before the few-step ones: their teacher makes others")
     data = recipe.data if wishes.data is None else replace(recipe.data, path=wishes.data, video=None)
     stages, data = _fitted(stages, data, rollout.prefix, rollout.chunk, notes)
     for name, stage in stages.items():
@@ -192,12 +197,18 @@ def _stand_in(
     asked = wishes.teacher if role == "teacher" else wishes.score
     if asked is not None:
         return asked if is_directory(asked) else f"./{asked}"
-    if source.run is not None and (source.run / named / "model" / "config.json").is_file():
-        model = source.run / named / "model"
-        if inspect(model).config == target:
-            return str(model)
+    if (model := _of_run(source, named, target)) is not None:
+        return model
     right: Maturity = "causal" if role == "teacher" else "bidirectional"
     return "base" if maturity == right and source.config == target else None
+
+
+def _of_run(source: Source, stage: str, target: BackboneConfig) -> str | None:
+    """The model of a stage of the source's run, where there is one that takes the same controls."""
+    model = None if source.run is None else source.run / stage / "model"
+    if model is None or not (model / "config.json").is_file() or inspect(model).config != target:
+        return None
+    return str(model)
 
 
 def _fitted(

@@ -37,8 +37,8 @@ class AdaptError(WorldlineError):
 
 @dataclass(frozen=True)
 class Source:
-    """A world model to start from. report: what its weights are; chunk, steps: of the world or run it is from, where known;
-    run: the run it is part of, whose other stages can teach."""
+    """A world model to start from. report: what its weights are; world: how it is streamed, where it is a world; run: the run
+    it is part of, whose other stages can teach."""
 
     path: Path
     report: CheckpointReport
@@ -98,7 +98,7 @@ def recognise(name: str, *, which: Which = "ema", num_heads: int | None = None) 
 
 
 def _maturity(path: Path, report: CheckpointReport, run: Path | None, world: WorldConfig | None) -> Maturity | None:
-    """By its world or card, else by the words of its path; a plain video model is bidirectional."""
+    """By its world or card, else by the names of its path; a plain video model is bidirectional."""
     if world is not None:
         return "few-step" if len(world.sigmas) <= 8 else "causal"
     card = json.loads((path / "card.json").read_text()) if path.is_dir() and (path / "card.json").is_file() else {}
@@ -107,9 +107,8 @@ def _maturity(path: Path, report: CheckpointReport, run: Path | None, world: Wor
         return "bidirectional"
     if stage is not None and run is not None and stage in (stages := load_recipe(run / "recipe.yaml").stages):
         return MATURITY_OF_METHOD[stages[stage].method]
-    said = maturity_of(Path(str(stage))) if stage is not None else maturity_of(path)
-    if said is None and card.get("origin"):
-        said = maturity_of(Path(str(card["origin"])))
+    told = [Path(str(word)) for word in (stage, card.get("origin")) if word]  # a card knows better than a folder's name
+    said = next((found for found in map(maturity_of, [*told, path]) if found is not None), None)
     plain = report.variant is not None and not steered(report.config) and report.layout in ("diffusers", "original Wan")
     return said or ("bidirectional" if plain else None)
 

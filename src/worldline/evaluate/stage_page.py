@@ -85,7 +85,7 @@ def _rows(names: Sequence[str], span: str, results: Mapping[str, Any]) -> list[t
     """(label, sampling, cells) of every stage that was played so, then of the references."""
 
     def cells(figures: Mapping[str, Any]) -> list[str]:
-        return [told(figures[n], BY_NAME[n].digits) for n in names]
+        return [told(figures[n], BY_NAME[n].digits) if n in figures else "-" for n in names]
 
     rows = [(r["label"], r["sampling"], cells(r[span])) for r in results["stages"] if r[span]]
     return rows + [

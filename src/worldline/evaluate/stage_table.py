@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from worldline.evaluate.figures import BY_NAME, Figure
-from worldline.evaluate.results import stamp
+from worldline.evaluate.results import TOLD_OF_MODEL, stamp
 from worldline.evaluate.runner import Plan
 from worldline.evaluate.score import METRIC_VERSION, Score
 from worldline.evaluate.stages import Measured, Rows
@@ -126,7 +126,8 @@ def figures_of(names: Sequence[str], rows: Rows | None) -> dict[str, Any]:
 
 
 def _reference(row: str, names: Sequence[str], rows: Rows | None) -> dict[str, Any]:
-    return figures_of(names, None if rows is None or row not in rows else {**rows, "model": rows[row]})
+    told = [n for n in names if n not in TOLD_OF_MODEL]
+    return figures_of(told, None if rows is None or row not in rows else {**rows, "model": rows[row]})
 
 
 def _against(own: Rows, teacher: Rows) -> dict[str, Any]:

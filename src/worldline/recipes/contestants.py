@@ -158,7 +158,9 @@ def _world(ws: Workspace, device: str) -> Contestant:
 
 def _stamp(ws: Workspace, weights: str, about: str) -> str:
     """12 hex digits of weights, codec and sampling: what decides the frames."""
-    said = f"{weights}/{weights_hash(ws.part('codec'))}/{ws.recipe.rollout}/{about}"
+    rollout = ws.recipe.rollout
+    seen = f"{rollout.chunk}/{rollout.window}/{rollout.sink}/{rollout.prefix}"
+    said = f"{weights}/{weights_hash(ws.part('codec'))}/{seen}/{about}"
     return f"{weights}-{hashlib.sha256(said.encode()).hexdigest()[:6]}"
 
 

@@ -125,6 +125,7 @@ def _run(console: Console, args: argparse.Namespace) -> int:
     if args.stages is not None:
         return _stages(console, args)
     from worldline.evaluate import learned
+    from worldline.evaluate.adapter import ReplayAdapter
     from worldline.evaluate.speed import find_bench, read_bench
     from worldline.track import parse
 
@@ -144,7 +145,11 @@ def _run(console: Console, args: argparse.Namespace) -> int:
     def progress(done: int, total: int, name: str) -> None:
         console.print(f"[dim]{done:4d}/{total}  {duration(time.monotonic() - begin):>12}  {name}[/]", highlight=False)
 
-    rows = evaluate(model, plan, progress)
+    try:
+        rows = evaluate(model, plan, progress)
+    finally:
+        if isinstance(model, ReplayAdapter):
+            model.close()
     if rows is None:
         console.print(
             f"shard {args.shard} is done; the report is written when all are, under {plan.out}", highlight=False

@@ -37,6 +37,7 @@ class ModelInfo:
     frames_per_step: int
     weights: str = ""  # hash of all that decides its output; results are cached under it
     device: str = "cpu"
+    timed: bool = True  # False: frames were made elsewhere, and how long they took is not known
     lossy: bool = False  # frames went through a lossy file: PSNR has a ceiling of its own
     facts: dict[str, str] = field(default_factory=dict)
 

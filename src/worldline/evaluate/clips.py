@@ -108,7 +108,7 @@ class ClipsAdapter:
         self._info = ModelInfo(
             name=name or self.folder.name, fps=FPS, height=first.shape[1], width=first.shape[2], frames_per_step=1,
             weights=digest.hexdigest()[:12], lossy=lossy or any(p.suffix in VIDEO and read_frames(p)[1] for p in clips[1:]),
-            device="elsewhere", facts={"source": "clips"},
+            device="elsewhere", timed=False, facts={"source": "clips"},
         )  # fmt: skip
         self._frames: np.ndarray | None = None
         self._at = 0

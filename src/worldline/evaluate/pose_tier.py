@@ -64,6 +64,7 @@ def structure_from_motion(clip: np.ndarray, K: np.ndarray, stride: int = 3) -> E
         raise PoseUnavailable(f"estimating a moving camera needs pycolmap ({error}); pip install pycolmap") from error
     from PIL import Image
 
+    pycolmap.logging.minloglevel = int(pycolmap.logging.FATAL)  # it tells of every pair it tries
     picked = np.arange(0, len(check_clip(clip)), stride)
     H, W = clip.shape[1:3]
     names = [f"{i:05d}.png" for i in picked]

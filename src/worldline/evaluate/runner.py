@@ -159,14 +159,13 @@ def _model_rows(model: WorldAdapter, plan: Plan, case: Case, truth: Truth) -> No
         played = drive(model, truth.start, truth.caption, case.controls, case.seed)
         write_clip(clip, played.frames)
         found = score(played.frames, truth, played.non_finite)
-        timing = {
-            "first_ms": played.reset_ms + float(played.step_ms[0]) if len(played.step_ms) else float("nan"),
-            "frames_per_step": float(model.info().frames_per_step),
-        }
-        write_score(
-            path,
-            replace(found, values=found.values | timing, series=found.series | {"step_ms": played.step_ms}),
-        )
+        if model.info().timed:
+            timing = {
+                "first_ms": played.reset_ms + float(played.step_ms[0]) if len(played.step_ms) else float("nan"),
+                "frames_per_step": float(model.info().frames_per_step),
+            }
+            found = replace(found, values=found.values | timing, series=found.series | {"step_ms": played.step_ms})
+        write_score(path, found)
     if isinstance(model, Reconstructs):
         path = score_path(plan.out / "scores" / "codec", case.id, case.fingerprint())
         if not path.is_file():

@@ -120,7 +120,7 @@ def _few(ws: Workspace, stage: str, steps: int, device: str) -> Contestant:
     if _method(ws, stage) in ("", "base", "finetune"):
         raise WorldlineError(f"{stage}@{steps}: only causal stages can be asked in few steps; expected {stage} alone")
     weights, rollout = weights_hash(_model_dir(ws, stage)), ws.recipe.rollout
-    plan = RolloutPlan.few_step(rollout.visibility(), steps)
+    plan = RolloutPlan.few_step(rollout.visibility(), steps, history=rollout.memory())
 
     def made() -> Player:
         return replace(player(ws, stage), plan=plan)
@@ -159,7 +159,7 @@ def _world(ws: Workspace, device: str) -> Contestant:
 def _stamp(ws: Workspace, weights: str, about: str) -> str:
     """12 hex digits of weights, codec and sampling: what decides the frames."""
     rollout = ws.recipe.rollout
-    seen = f"{rollout.chunk}/{rollout.window}/{rollout.sink}/{rollout.prefix}"
+    seen = f"{rollout.chunk}/{rollout.window}/{rollout.sink}/{rollout.prefix}/{rollout.history or ''}"
     said = f"{weights}/{weights_hash(ws.part('codec'))}/{seen}/{about}"
     return f"{weights}-{hashlib.sha256(said.encode()).hexdigest()[:6]}"
 

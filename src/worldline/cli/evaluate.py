@@ -37,6 +37,8 @@ COMPARE = """\
   worldline compare A B --answers answers.json     what they said, un-blinded
 """
 
+CLIPS_ACROSS = 6  # columns that fit a terminal
+
 
 def add(subcommands: Subcommands) -> None:
     """Register the subcommands."""
@@ -315,10 +317,14 @@ def _open(console: Console, folder: Path) -> int:
 
     scores = open_domain(folder)
     rows = [figures(s) for s in scores]
-    table = Table("clip", *rows[0]) if rows else Table("no clips found")
-    for s, row in zip(scores, rows, strict=True):
-        table.add_row(s.case, *("-" if v is None else f"{v:.3g}" for v in row.values()))
-    console.print(table)
+    for at in range(0, len(rows), CLIPS_ACROSS):
+        part = slice(at, at + CLIPS_ACROSS)
+        table = Table("figure", *(s.case for s in scores[part]))
+        for name in rows[0]:
+            cells = [row[name] for row in rows[part]]
+            if any(v is not None for v in cells):
+                table.add_row(name, *("-" if v is None else f"{v:.3g}" for v in cells))
+        console.print(table)
     return 0
 
 

@@ -5,8 +5,9 @@
     python -m benchmarks.camera_memory --world DIR/world --out memory.json --name adapted   # that world, with and without
 
 Every case is walked from the same start, controls and noise, `without` memory and `with` it, and in two ways that cost as much
-attention: a `window` as many latents longer, and the first latents as `sink` (kept as near as the memory keeps its own). All
-these scripts return to where they began, which flatters sinks. They are scored at the frames where they are back:
+attention: a `window` as many latents longer, and the first latents as `sink`, kept as near as the memory keeps its own by
+positions that are clamped. `clamp` and `with, clamp` are the first two under such positions. All these scripts return to where
+they began, which flatters sinks. They are scored at the frames where they are back:
 
 - `return_psnr`: PSNR of the best frame about a return with the first frame shown, mean over returns (S3: one; S4: after every
   turn; S6: after every cycle);
@@ -62,6 +63,8 @@ from worldline.train.loop import Trainer
 
 FIGURES = ("return_psnr", "loop_gain", "revisit_gain", "truth_return", "truth_psnr")
 SUITES = ("S3", "S4", "S6")
+FORMS = ("without", "with", "window", "sink", "clamp", "with, clamp")
+PAIRS = (("with", "without"), ("with", "window"), ("with", "sink"), ("with, clamp", "clamp"), ("with, clamp", "sink"))
 NEAR = {"S3": 8, "S4": 8, "S6": 2}  # frames about a return that are searched; a cycle of S6 has sixteen
 
 
@@ -89,21 +92,29 @@ def figures(frames: np.ndarray, truth: Truth) -> dict[str, float]:
 def forms(config: WorldConfig, memory: CameraMemory) -> dict[str, WorldConfig]:
     """What is compared: a world's config in every form."""
     seen, n = config.visibility, memory.slots
-    sinks = replace(config, memory=None, visibility=replace(seen, sink=n))
+
+    def near(form: WorldConfig) -> WorldConfig:
+        return replace(form, positions="clamp", horizon=memory.horizon) if memory.horizon else form
+
+    plain = replace(config, memory=None)
     return {
-        "without": replace(config, memory=None),
+        "without": plain,
         "with": replace(config, memory=memory),
-        "window": replace(config, memory=None, visibility=replace(seen, window=(seen.window or 0) + n)),
-        "sink": replace(sinks, positions="clamp", horizon=memory.horizon) if memory.horizon else sinks,
+        "window": replace(plain, visibility=replace(seen, window=(seen.window or 0) + n)),
+        "sink": near(replace(plain, visibility=replace(seen, sink=n))),
+        "clamp": near(plain),
+        "with, clamp": near(replace(config, memory=memory)),
     }
 
 
 def walks(
-    world: Path, memory: CameraMemory, wanted: list[Case], work: Path
+    world: Path, memory: CameraMemory, chosen: list[str], wanted: list[Case], work: Path
 ) -> Iterator[tuple[Case, str, dict[str, float]]]:
     """Case by case, each form's figures; walks that are there are not walked again."""
     engines = {}
     for name, config in forms(WorldConfig.read(world), memory).items():
+        if name not in chosen:
+            continue
         engine = Engine.load(world, threads=1, warm=False)
         engine.config = config
         engines[name] = EngineAdapter(engine)
@@ -136,9 +147,10 @@ def summary(found: dict[str, dict[str, dict[str, float]]], suites: dict[str, lis
             row: dict[str, Any] = {"cases": int(known.sum())}
             for form, of in values.items():
                 row[form] = mean_interval(of[known]).value
-                if form != "with":
-                    d = paired_difference(of[known], values["with"][known])
-                    row[f"with - {form}"] = {"value": d.value, "low": d.low, "high": d.high, "p": d.p}
+            for a, b in PAIRS:
+                if a in values and b in values:
+                    d = paired_difference(values[b][known], values[a][known])
+                    row[f"{a} - {b}"] = {"value": d.value, "low": d.low, "high": d.high, "p": d.p}
             out.setdefault(suite, {})[figure] = row
     return out
 
@@ -183,6 +195,8 @@ def main() -> None:
     parser.add_argument("--world", type=Path, default=bundled("world"))
     parser.add_argument("--preset", default="full")
     parser.add_argument("--every", type=int, default=1, help="every n-th case of a suite")
+    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=SUITES)
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--horizon", type=int, default=17, help="latents of the longest training clip")
     parser.add_argument("--margin", type=float, default=0.1)
@@ -202,16 +216,16 @@ def main() -> None:
         trained = adapt(args.adapt, args.init, args.save, args.steps, memory, WorldConfig.read(args.world))
         (args.save / "adapted.json").write_text(json.dumps(trained, indent=1) + "\n")
         return
-    by_suite = {s: cases(preset(args.preset, (s,)))[:: args.every] for s in SUITES}
+    by_suite = {s: cases(preset(args.preset, (s,)))[:: args.every] for s in args.suites}
     # Suites in turn, so that a run that is stopped has some of each.
     queue = [
         row
         for rank in range(max(map(len, by_suite.values())))
         for row in (c[rank] for c in by_suite.values() if rank < len(c))
     ]
-    names = list(forms(WorldConfig.read(args.world), memory))
+    names = [name for name in forms(WorldConfig.read(args.world), memory) if name in args.forms]
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}
-    for case, form, got in walks(args.world, memory, queue, args.work):
+    for case, form, got in walks(args.world, memory, names, queue, args.work):
         found[form][case.id] = got
         if form == names[-1] and args.out is not None:
             _write(args, memory, found, by_suite)
@@ -246,14 +260,13 @@ def _plain(value: Any) -> Any:
 
 
 def _show(rows: dict[str, Any]) -> None:
-    table = Table("suite", "figure", "cases", "with", "without: difference", "window: difference", "sink: difference")
+    forms = [form for form in FORMS if any(form in r for of in rows.values() for r in of.values())]
+    pairs = [f"{a} - {b}" for a, b in PAIRS if {a, b} <= set(forms)]
+    table = Table("suite", "figure", "cases", *forms, *pairs)
     for suite, of in rows.items():
         for figure, r in of.items():
-            cells = [f"{r['with']:.2f}"]
-            for form in ("without", "window", "sink"):
-                d = r[f"with - {form}"]
-                cells.append(f"{r[form]:.2f}: {d['value']:+.2f} [{d['low']:+.2f}, {d['high']:+.2f}]")
-            table.add_row(suite, figure, str(r["cases"]), *cells)
+            spans = [f"{d['value']:+.2f} [{d['low']:+.2f}, {d['high']:+.2f}]" for d in (r[pair] for pair in pairs)]
+            table.add_row(suite, figure, str(r["cases"]), *(f"{r[form]:.2f}" for form in forms), *spans)
     Console().print(table)
 
 

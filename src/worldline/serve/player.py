@@ -290,7 +290,9 @@ class Player:
         self._halted = True
         if not isinstance(error, WorldlineError):
             logger.error("the world failed", exc_info=error)
-        said = str(error) if isinstance(error, WorldlineError) else f"the world failed ({type(error).__name__})"
+        said = f"the world failed ({type(error).__name__})"
+        if isinstance(error, WorldlineError):
+            said = str(error).partition(";")[0]  # what follows is for programs: the page has buttons
         await self._fail(None, "world", f"{said}; start over, or go back", "reset")
 
     # -- commands ------------------------------------------------------------------------------------------------------

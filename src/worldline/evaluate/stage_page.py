@@ -23,7 +23,7 @@ from worldline.evaluate.style import CSS
 from worldline.evaluate.suites import FPS
 from worldline.evaluate.truth import truth_of
 
-STYLES = ("s1", "s2", "s3", "s4", "s5", "thin")
+STYLES = ("s1", "s2", "s3", "s4", "s5")
 NAMES = {"tolerant_ood_map": "tolerant PSNR"}
 ABOUT = {
     "bidirectional": "makes a whole clip at once and takes all its controls before; it is played on openings alone",
@@ -165,15 +165,15 @@ def _kept(results: Mapping[str, Any]) -> str:
 
 
 def _curves(measured: list[Measured], results: Mapping[str, Any]) -> str:
-    """Tolerant PSNR by time on S7; the turn of one episode of S2, as some stages show it."""
-    plots = []
+    """Tolerant PSNR of some by time on S7; the turn of one episode of S2, as some stages show it."""
+    plots, colours = [], _drawn(measured, results["teacher"])
     for title, span in (("Openings", "opening"), ("Whole episodes", "whole")):
         lines = []
-        which = [(m.contestant.label, rows) for m in measured if (rows := getattr(m, span)) is not None]
-        for i, (name, rows) in enumerate(which):
+        which = [(n, rows) for m in measured if (n := m.contestant.label) in colours and (rows := getattr(m, span))]
+        for name, rows in which:
             mean = _mean(rows, "model")
             if len(mean):
-                lines.append(Line(name, np.arange(1, len(mean) + 1) / FPS, mean, STYLES[i % len(STYLES)]))
+                lines.append(Line(name, np.arange(1, len(mean) + 1) / FPS, mean, colours[name]))
         if lines:
             floor = [floor_of(s, which[0][1])[1:] for s in which[0][1]["model"].values() if s.suite == "S7"]
             mean = np.mean([f[: min(map(len, floor))] for f in floor], axis=0)
@@ -190,6 +190,14 @@ def _curves(measured: list[Measured], results: Mapping[str, Any]) -> str:
             plots.append((f"{m.contestant.label}: turn of {turn.case}", plot))
     drawn = "".join(f"<div><h4>{escape(title)}</h4>{plot}</div>" for title, plot in plots if plot)
     return f"<h2>Curves</h2><section class='stage'><div class='plots'>{drawn}</div></section>" if drawn else ""
+
+
+def _drawn(measured: list[Measured], teacher: str) -> dict[str, str]:
+    """Style of the few that a plot has room for: two bidirectional stages, the teacher, the last two."""
+    labels = [m.contestant.label for m in measured]
+    early = [m.contestant.label for m in measured if m.contestant.clip][-2:]
+    late = [n for n in labels if n not in (*early, teacher)][-2:]
+    return dict(zip([n for n in labels if n in (*early, teacher, *late)], STYLES, strict=False))
 
 
 def _mean(rows: Rows, row: str) -> np.ndarray:

@@ -54,7 +54,8 @@ export function queued({ position, of, seats, eta_s }) {
   });
 }
 
-const sentence = (text) => text && text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+/** A message as a sentence; what begins with a path or a name in code stays as it is. */
+const sentence = (text) => text && (/^[a-z]+[ ,]/.test(text) ? text[0].toUpperCase() + text.slice(1) : text) + (/[.!?]$/.test(text) ? "" : ".");
 const duration = (s) => (s < 90 ? `${Math.max(5, 5 * Math.round(s / 5))} s` : `${Math.round(s / 60)} minutes`);
 
 export function lost({ delay, error, tries, kept, again }) {
@@ -75,10 +76,11 @@ export function ended({ code, ended, error, again }) {
     return show("error", { title: "Page and server differ", text: error?.message ?? "The server speaks another version.", action: { label: "Reload the page", run: () => location.reload() } });
   }
   const titles = { loading: "The world could not be loaded", idle: "Nobody was walking", total: "Time is up", lease: "Your turn is over", left: "You left the world" };
-  show("ended", {
+  const broken = (ended?.reason ?? error?.code) === "loading";
+  show(broken ? "error" : "ended", {
     title: titles[ended?.reason ?? error?.code] ?? "The walk has ended",
     text: ended?.reason === "left" ? "" : sentence(ended?.message ?? error?.message ?? ""),
-    action: { label: "Walk again", run: again },
+    action: { label: broken ? "Try again" : "Walk again", run: again },
   });
 }
 

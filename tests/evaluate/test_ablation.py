@@ -55,6 +55,7 @@ def test_the_verdict_on_cameras_follows_the_numbers(exact, estimated, verdict, w
     found = study("poses", of_poses(exact, estimated), LEVELS, START)
     assert (found["verdict"], word in found["statement"]) == (verdict, True), found["statement"]
     assert [p["label"] for p in found["points"]] == ["exact", "estimated"], "small is not run yet"
+    assert f"beyond chance: {'estimated' if verdict == 'agrees' else 'none'}." in found["statement"]
     corr = found["points"][0]["figures"]["yaw_corr"]
     assert corr["low"] <= corr["value"] <= corr["high"]
     assert len(corr["by_seed"]) == 2

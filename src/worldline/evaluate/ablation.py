@@ -110,17 +110,21 @@ def _poses(runs: Sequence[Run], levels: Sequence[str]) -> dict[str, Any]:
     differences = [_difference(f"{levels[0]} less {o}", exact, there[o]) for o in others if exact is not None]
     judged = next((d for d in differences if d["what"].endswith("estimated")), None)
     verdict = _verdict(judged)
+    statement = _said(
+        verdict, judged, "Exact cameras control more than estimated ones", "Estimated cameras control more than exact ones",
+        "Exact and estimated cameras cannot be told apart",
+    )  # fmt: skip
+    if differences:
+        behind = [o for o, d in zip(others, differences, strict=True) if _verdict(d) == "agrees"]
+        statement += f" Levels that fall behind exact cameras beyond chance: {', '.join(behind) or 'none'}."
     return {
         "question": "Does control need exact cameras in fine-tuning?",
         "claim": "minWM: a corpus with estimated cameras gave no control, corpora with exact ones did.",
         "points": points,
         "differences": differences,
         "verdict": verdict,
-        "statement": _said(
-            verdict, judged, "Exact cameras control more than estimated ones", "Estimated cameras control more than exact ones",
-            "Exact and estimated cameras cannot be told apart",
-        ),
-    }  # fmt: skip
+        "statement": statement,
+    }
 
 
 def _steps(runs: Sequence[Run], start: Measurement) -> dict[str, Any]:

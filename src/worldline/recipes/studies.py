@@ -77,7 +77,8 @@ def trials(preset: Preset, studies: tuple[str, ...] = STUDIES) -> list[Trial]:
     for study in studies:
         if study not in STUDIES:
             raise WorldlineError(f"study {study!r}; {did_you_mean(study, STUDIES)}, or all")
-    largest, found = max(preset.batches), []
+    largest = max(preset.batches)
+    found: list[Trial] = []
 
     def add(name: str, level: str, batch: int, every: int, read_by: tuple[str, ...]) -> None:
         found.extend(Trial(f"{name}-seed{s}", level, batch, s, every, read_by) for s in range(preset.seeds))

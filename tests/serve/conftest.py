@@ -15,7 +15,8 @@ from worldline.stream.engine import Engine
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    return write_tiny_world(tmp_path_factory.mktemp("served"))
+    """At twice the usual rate: most of what these tests take is waiting for frames."""
+    return write_tiny_world(tmp_path_factory.mktemp("served"), fps=32.0)
 
 
 @pytest.fixture(scope="session")

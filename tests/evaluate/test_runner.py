@@ -147,7 +147,9 @@ def test_clips_made_elsewhere_score_as_the_model_that_made_them(plan, tmp_path, 
         np.save(folder / f"{truth.case.id}.npy", truth.frames)
     rows = evaluate(ClipsAdapter(folder), plan)
     assert all(s.series["psnr"].min() == 60 for s in rows["model"].values())
-    assert all("step_ms" not in s.series and "first_ms" not in s.values for s in rows["model"].values())  # made elsewhere
+    assert all(
+        "step_ms" not in s.series and "first_ms" not in s.values for s in rows["model"].values()
+    )  # made elsewhere
     log = folder / f"{made[0].case.id}.json"
     said = json.loads(log.read_text())
     said["look"][3][0] += 1

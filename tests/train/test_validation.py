@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
-
 from tests.train.test_loop import Numbers, Toy, config, everything
+
 from worldline.schema import WorldlineError
 from worldline.train.log import read_log
 from worldline.train.loop import Trainer

@@ -37,9 +37,7 @@ from worldline.serve.window import TokenBucket
 
 CONNECT_S = 20.0  # from the answer until the peers have found each other
 CLOSE_S = 5.0
-REPEAT_S = (
-    0.5  # after which the last picture is sent again: it may have been lost, and who asks for a key frame waits for one
-)
+REPEAT_S = 0.5  # after which the last picture is sent again: it may be lost, and who asks for a key frame waits for one
 WAITING = 64  # inputs on the channel that may wait
 BURST = 600.0  # of them at once
 MAX_PORTS = 4  # candidates of an offer that are tried

@@ -20,10 +20,10 @@ def pose(yaw: float = 0.0, pitch: float = 0.0, at=(0.0, 0.0, 0.0)) -> np.ndarray
     return c2w
 
 
-def overlap(a: np.ndarray, others: list[np.ndarray], lens=K, **changes) -> np.ndarray:
+def overlap(a: np.ndarray, others: list[np.ndarray], lens=K, other_lens=K, **changes) -> np.ndarray:
     w2c, into = (torch.from_numpy(np.linalg.inv(np.stack(x))) for x in ([a], others))
     given = {"near": NEAR, "far": FAR, "points": 4096, **changes}
-    return fov_overlap(w2c, lens[None], into, lens.expand(len(others), 4), **given)[0].numpy()
+    return fov_overlap(w2c, lens[None], into, other_lens.expand(len(others), 4), **given)[0].numpy()
 
 
 def dense(a: np.ndarray, b: np.ndarray, lens: np.ndarray, n: int = 96) -> float:
@@ -50,9 +50,9 @@ def test_overlap_is_what_a_dense_grid_counts():
 
 
 def test_a_turn_on_the_spot_overlaps_as_trigonometry_says():
-    """A flat camera (no height) of half angle a, turned by b <= 2 a, has the rays t = tan(angle) in [tan(b - a), tan a] of its
-    2 tan a in sight. One at t gets g = cos b + t sin b times as deep: past t = tan(b / 2) its end, 1 - 1 / g of it, is too far.
-    So (tan(b / 2) - tan(b - a) + log(cos(b - a) / cos a) / sin b) / (2 tan a)."""
+    """Of what a flat camera (no height) of half angle a sees, one with height turned by b <= 2 a has the rays t = tan(angle) in
+    [tan(b - a), tan a] of 2 tan a in sight. One at t gets g = cos b + t sin b times as deep, past tan(b / 2) its end, 1 - 1 / g
+    of it, is too far. So (tan(b / 2) - tan(b - a) + log(cos(b - a) / cos a) / sin b) / (2 tan a)."""
     flat = torch.tensor([0.44, 1e6, 0.5, 0.5], dtype=torch.float64)
     a, turns = np.arctan(0.5 / 0.44), np.arange(7.0, 130.0, 7.0)
     b = np.minimum(np.deg2rad(turns), 2 * a)

@@ -175,6 +175,8 @@ class RingCache(KVCache):
                 f"latent frame {end - 1} exceeds the cache's capacity of {self.window} frames; give Visibility a window"
             )
         found = min(end, sink) + min(max(end - sink - self._gap, 0), self.window)
+        if not self.memory:  # asked apart: a graph of a ring without memory is one for all that it sees
+            return found
         return found + self.remembered if found == sink + self.window else found
 
     def full(self, n: int) -> bool:

@@ -9,7 +9,8 @@ from tests.models.test_hunyuan15 import STREAMED, decoupled, prompt, walk
 from tests.models.test_hunyuan15_text import folder  # noqa: F401  (a fixture)
 
 from worldline.functional.masks import Visibility
-from worldline.methods.finetune import drop_text
+from worldline.methods.base import Rng
+from worldline.methods.finetune import FinetuneConfig, drop_text
 from worldline.methods.guided import guided_teacher_velocity
 from worldline.models.hunyuan15_image import HunyuanImageEncoder
 from worldline.models.image_cache import CachedImageEncoder
@@ -17,7 +18,7 @@ from worldline.rollout.bidirectional import sample
 from worldline.rollout.loop import ChunkLoop
 from worldline.rollout.plan import RolloutPlan
 from worldline.rollout.teacher_forcing import teacher_forced_velocity
-from worldline.schema import ShapeError, WorldlineError
+from worldline.schema import LatentBatch, ShapeError, WorldlineError
 
 SIGMA, SCALE = 0.7, 3.0
 N = STREAMED.text_lens[2]
@@ -108,6 +109,19 @@ def test_a_dropped_prompt_leaves_the_image_and_a_clip_without_start_has_none():
     assert empty.under(empty) is empty
     with pytest.raises(ShapeError, match="image tokens"):
         both.seeing(images(batch=3))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_fine_tuning_shows_the_image_where_it_gives_the_frame(share, monkeypatch):
+    """Samples without a given first frame are text to video: no image tokens, whatever prompt they have."""
+    model, (clean, _) = decoupled(), clip(3)
+    both = prompt(STREAMED, [(6, 4), (3, 2)], image=False).seeing(images(batch=2))
+    asked, make = [], model.text_context
+    monkeypatch.setattr(model, "text_context", lambda text: (asked.append(text), make(text))[1])
+    method = FinetuneConfig(use_cameras=False, image_prob=share, text_dropout=0.5).build(model, texts()[1])
+    method.loss(LatentBatch(clean.repeat(2, 1, 1, 1, 1), both, None), Rng(0, 0))
+    assert bool(asked[0].mask[:, -N:].all()) == bool(asked[0].mask[:, -N:].any()) == bool(share)
+    assert bool(asked[0].tokens[:, -N:].any()) == bool(share)
 
 
 def pictures(n=2):

@@ -120,6 +120,11 @@ def test_the_option_is_in_the_hash_only_where_it_is_on(finished, folder, tmp_pat
     assert node["none"] == node["off"]
     assert set(node["off"][0]) == {"text", "format"}
     assert node["on"][1] != node["off"][1]
+    deaf = load_recipe(tmp_path / "recipe.yaml", ["model.changes.text_lens=[1000, 24, 0]"])
+    with pytest.raises(WorldlineError, match="without image tokens"):
+        plan(deaf, tmp_path / "run")
+    with pytest.raises(RecipeError, match="expected 1"):
+        load_recipe(tmp_path / "recipe.yaml", ["rollout.prefix=0"])
     with pytest.raises(RecipeError, match="hunyuan15"):
         write_recipe(tmp_path, folder, images=True, kind="umt5")
 

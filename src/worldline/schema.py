@@ -174,11 +174,13 @@ class Controls:
 
 @dataclass(frozen=True)
 class TextEmbedding:
-    """A cached text embedding. tokens: [B, L, D]; mask: bool [B, L]; fingerprint names the encoder that made it."""
+    """A cached text embedding. tokens: [B, L, D]; mask: bool [B, L]; fingerprint names the encoder that made it; image: the
+    last so many places are of the start image, and stay where the prompt is dropped."""
 
     tokens: Tensor
     mask: Tensor
     fingerprint: str = ""
+    image: int = 0
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 3 or self.mask.shape != self.tokens.shape[:2]:
@@ -192,6 +194,37 @@ class TextEmbedding:
     def expand(self, batch: int) -> TextEmbedding:
         """The one prompt of a batch-1 embedding for `batch` samples."""
         return replace(self, tokens=self.tokens.expand(batch, -1, -1), mask=self.mask.expand(batch, -1))
+
+    def seeing(self, image: Tensor) -> TextEmbedding:
+        """These prompts with the tokens of B start images [B, N, W], W <= D, in their last N places. Raises ShapeError."""
+        (B, L, D), n = self.tokens.shape, image.shape[1]
+        if image.ndim != 3 or len(image) != B or not 0 < n < L or image.shape[2] > D:
+            raise ShapeError(
+                f"image tokens {tuple(image.shape)} for prompts [{B}, {L}, {D}]: expected [{B}, N, W] within"
+            )
+        tokens, mask = self.tokens.clone(), self.mask.clone()
+        tokens[:, -n:], mask[:, -n:] = 0, True
+        tokens[:, -n:, : image.shape[2]] = image.to(tokens)
+        return replace(self, tokens=tokens, mask=mask, image=n)
+
+    def under(self, other: TextEmbedding) -> TextEmbedding:
+        """This prompt, one or B of them, with the start images of `other` [B, L, D]; itself where that has none."""
+        import torch
+
+        if not (n := other.image):
+            return self
+        own, (tokens, mask) = self.expand(len(other.tokens)), (other.tokens, other.mask)
+        tokens = torch.cat([own.tokens[:, :-n], tokens[:, -n:]], dim=1)
+        return replace(own, tokens=tokens, mask=torch.cat([own.mask[:, :-n], mask[:, -n:]], dim=1), image=n)
+
+    def blind(self, rows: Tensor) -> TextEmbedding:
+        """Without the start images of some samples, rows: bool [B] (text to video)."""
+        if not self.image:
+            return self
+        tokens, mask = self.tokens.clone(), self.mask.clone()
+        tokens[rows.to(tokens.device), -self.image :] = 0
+        mask[rows.to(mask.device), -self.image :] = False
+        return replace(self, tokens=tokens, mask=mask)
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,8 @@ def find_player(args: argparse.Namespace, engine: Engine, latents: int) -> Playe
         plan = RolloutPlan.multi_step(seen, steps, guidance)
     model = engine.model if args.weights is None else _model(args.weights, engine)
     move_scale, bf16 = engine.config.move_scale, engine.dtype == "bfloat16"
-    return Player(model, engine.codec, engine.encoder, plan, move_scale, latents if whole else None, bf16)
+    whole_clip = latents if whole else None
+    return Player(model, engine.codec, engine.encoder, plan, move_scale, whole_clip, bf16, engine.images)
 
 
 def _model(weights: str, engine: Engine) -> Any:

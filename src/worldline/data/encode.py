@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,15 @@ class TextEncoder(Protocol):
     fingerprint: str
 
     def encode(self, prompts: list[str]) -> TextEmbedding: ...
+
+
+class ImageEncoder(Protocol):
+    """What encoding asks of an encoder of start images: B pictures uint8 [H, W, 3] -> tokens [B, n, W]."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, images: Sequence[np.ndarray]) -> Tensor: ...
 
 
 def to_video(frames: Any) -> Tensor:
@@ -82,13 +91,17 @@ def encode_prompts(prompts: list[str], text: TextEncoder) -> dict[str, Tensor]:
     return {"tokens": torch.cat([t if exact else t.float() for t in tokens]), "mask": torch.cat(masks)}
 
 
-def _encoded(clips: list[Clip], codec: Codec, prompts: dict[str, int], device: torch.device) -> dict[str, Tensor]:
+def _encoded(
+    clips: list[Clip], codec: Codec, prompts: dict[str, int], device: torch.device, images: ImageEncoder | None
+) -> dict[str, Tensor]:
     """Rows of a shard, on the CPU."""
     latents = codec.encode(to_video(np.stack([c.frames for c in clips])).to(device)).float().cpu()
     if not torch.isfinite(latents).all():
         raise WorldlineError(f"the codec gave non-finite latents for clips {clips[0].id} .. {clips[-1].id}")
     paths = [c.cameras.of_latents(codec.grid) for c in clips]
+    seen = {} if images is None else {"image": images.encode([np.asarray(c.frames[0]) for c in clips])}
     return {
+        **seen,
         "latents": latents,
         "c2w": torch.stack([torch.from_numpy(p.c2w) for p in paths]),
         "K": torch.stack([torch.from_numpy(p.K) for p in paths]),
@@ -105,9 +118,11 @@ def encode_dataset(
     *,
     shard_clips: int = 128,
     progress: Callable[[int, int], None] | None = None,
+    images: ImageEncoder | None = None,
 ) -> Path:
     """Write shards of latents [N, T, C, H, W] fp32, c2w [N, T, 4, 4] f64, K [N, T, 4] f64 and prompt [N], the row of each
-    clip in text.safetensors (see `encode_prompts`), under `out`.
+    clip in text.safetensors (see `encode_prompts`), under `out`; with `images` also image [N, n, W], the tokens of each clip's
+    first frame in the encoder's type.
 
     The codec's mode is taken (no sampling), so encoding is deterministic. A shard that exists is kept; a folder that was
     encoded by another codec or from other clips is refused.
@@ -121,6 +136,7 @@ def encode_dataset(
         "encoders": fingerprint(codec, text),
         "source": dataset.info["fingerprint"],
         "clips": len(dataset),
+        **({} if images is None else {"images": images.fingerprint}),
     }
     if (out / "encoding.json").exists() and (there := json.loads((out / "encoding.json").read_text())) != mark:
         raise WorldlineError(f"{out} was encoded as {there}, not {mark}; choose another folder or delete this one")
@@ -137,7 +153,7 @@ def encode_dataset(
         if not path.exists():
             members = range(s * shard_clips, min((s + 1) * shard_clips, len(dataset)))
             groups = [
-                _encoded([dataset[i] for i in members[at : at + together]], codec, prompts, device)
+                _encoded([dataset[i] for i in members[at : at + together]], codec, prompts, device, images)
                 for at in range(0, len(members), together)
             ]
             arrays = {key: torch.cat([group[key] for group in groups]) for key in groups[0]}

@@ -83,6 +83,9 @@ class LatentDataset:
         self.K = whole["K"][:, :latents].float()
         self.prompts, self.fingerprint = Prompts(load_file(root / "text.safetensors"), info["text"]), info["text"]
         self.prompt = whole["prompt"].tolist()
+        self.images = whole.get(
+            "image"
+        )  # [N, n, W], tokens of the clips' first frames, where the model is told of them
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -90,6 +93,7 @@ class LatentDataset:
     def select(self, index: list[int]) -> LatentBatch:
         """The clips of these indices."""
         text = self.prompts.select([self.prompt[i] for i in index])
+        text = text if self.images is None else text.seeing(self.images[index])
         return LatentBatch(
             self.latents[index], text, cameras_of(self.w2c[index], self.K[index]), tuple(self.ids[i] for i in index)
         )

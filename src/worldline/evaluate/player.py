@@ -56,6 +56,7 @@ class Player:
     move_scale: float
     whole_clip: int | None = None  # latent frames a bidirectional model makes at once; None: chunk by chunk
     bf16: bool = True
+    images: Any = None  # encoder of start images, where the model is told of them beside their latents
 
     def __post_init__(self) -> None:
         if not self.whole_clip and self.plan.visibility.prefix != 1:
@@ -127,7 +128,9 @@ class Player:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(len(starts), T, *prefix.shape[2:], generator=generator).to(self.device)
         negative = self.text.encode([""]).expand(len(starts)).to(self.device) if self.plan.guidance != 1.0 else None
-        return Request(prefix, noise, batch, self.text.encode(captions).to(self.device), negative, generator)
+        text = self.text.encode(captions).to(self.device)
+        text = text if self.images is None else text.seeing(self.images.encode(list(starts)))
+        return Request(prefix, noise, batch, text, negative, generator)
 
     @torch.no_grad()
     def sample_clip(self, request: Request) -> Tensor:

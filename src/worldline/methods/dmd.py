@@ -8,7 +8,7 @@ arXiv:2405.14867). Two more terms can stand beside it, both from real clips: an 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -218,7 +218,7 @@ class DMD:
         draws = [self._renoise(x0, rng, f"{n} " if n else "") for n in range(self.cfg.critic_draws)]
         x_t, sigma, eps = (torch.cat(parts) for parts in zip(*draws, strict=True))
         n = len(draws)
-        text = TextEmbedding(batch.text.tokens.repeat(n, 1, 1), batch.text.mask.repeat(n, 1), batch.text.fingerprint)
+        text = replace(batch.text, tokens=batch.text.tokens.repeat(n, 1, 1), mask=batch.text.mask.repeat(n, 1))
         cameras = None if batch.cameras is None else batch.cameras.tile(batch=n)
         v = self.fake(x_t, self._told(sigma), self.fake.text_context(text), cameras=cameras)
         weight = frame_weights(x0.shape[1], self.plan.visibility.prefix).to(x0.device)

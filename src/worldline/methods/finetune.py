@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,12 +33,11 @@ class FinetuneConfig:
 
 
 def drop_text(text: TextEmbedding, empty: TextEmbedding, prob: float, rng: torch.Generator) -> TextEmbedding:
-    """Replace each sample's prompt by the empty one with probability `prob`."""
+    """Replace each sample's prompt by the empty one with probability `prob`; its start image stays."""
+    empty = empty.under(text)
     drop = torch.rand(len(text.tokens), generator=rng) < prob
     tokens = torch.where(drop[:, None, None].to(text.tokens.device), empty.tokens, text.tokens)
-    return TextEmbedding(
-        tokens, torch.where(drop[:, None].to(text.mask.device), empty.mask, text.mask), text.fingerprint
-    )
+    return replace(text, tokens=tokens, mask=torch.where(drop[:, None].to(text.mask.device), empty.mask, text.mask))
 
 
 class Finetune:
@@ -64,7 +63,7 @@ class Finetune:
         sigma = torch.where(pick[:, None], given_sigma, sigma)
         weight = level_weights(index, cfg.shift, cfg.weighting)
         weight = weight * torch.where(image[:, None], frame_weights(T, 1), torch.ones(T))
-        text = drop_text(batch.text, self.empty, cfg.text_dropout, rng.generator("text"))
+        text = drop_text(batch.text, self.empty, cfg.text_dropout, rng.generator("text")).blind(~image)
         v = self.model(x_t, sigma, self.model.text_context(text), cameras=batch.cameras if cfg.use_cameras else None)
         return {"loss": flow_matching_loss(v, velocity(x0, eps), weight.to(x0.device))}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -13,10 +15,10 @@ from worldline.schema import Cameras, TextEmbedding
 
 
 def doubled(text: TextEmbedding, empty: TextEmbedding, cameras: Cameras | None) -> tuple[TextEmbedding, Cameras | None]:
-    """[cond; uncond] prompts and the cameras twice."""
+    """[cond; uncond] prompts, both with the start images of `text`, and the cameras twice."""
     B = len(text.tokens)
-    e = empty.expand(B)
-    both = TextEmbedding(torch.cat([text.tokens, e.tokens]), torch.cat([text.mask, e.mask]), text.fingerprint)
+    e = empty.under(text).expand(B)
+    both = replace(text, tokens=torch.cat([text.tokens, e.tokens]), mask=torch.cat([text.mask, e.mask]))
     return both, None if cameras is None else cameras.tile(batch=2)
 
 

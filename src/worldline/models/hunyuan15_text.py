@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldline.models.hunyuan15_image import IMAGE_PARTS, HunyuanImageEncoder, contents, has_parts, transformers_class
 from worldline.models.text_cache import check_prompts, digest, sample_digest, writable
 from worldline.schema import ShapeError, TextEmbedding, WorldlineError
 
@@ -36,7 +37,6 @@ SYSTEM = (" " * 8).join(
 TEMPLATE_TOKENS = 108  # of the system message and the chat's marks, before the prompt's first token
 LAYERS_LEFT_OUT = 2  # the hidden states taken are those before Qwen's last two layers
 PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-IMAGE_PARTS = ("image_encoder", "feature_extractor")
 _QUOTED = re.compile(r'"(.*?)"|\u201c(.*?)\u201d')
 
 
@@ -76,24 +76,14 @@ class HunyuanTextEncoder:
                 f"{folder} has no {', '.join(absent)}; expected a local diffusers folder of HunyuanVideo-1.5, as nothing is "
                 "downloaded"
             )
-        self.sees = all((self.folder / part).is_dir() for part in IMAGE_PARTS)
+        self.sees = has_parts(self.folder)
         self.fingerprint = self._name()
         self._models: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def _name(self) -> str:
         """Names what this encoder answers: configs and tokenizers whole, weights by a few pages a tensor, lengths, dtype."""
-        from safetensors import safe_open
-
-        named: list[tuple[str, Tensor]] = []
-        files: list[str | bytes] = []
-        for part in (*PARTS, *(IMAGE_PARTS if self.sees else ())):
-            for file in sorted((self.folder / part).iterdir()):
-                if file.suffix == ".safetensors":
-                    with safe_open(file, framework="pt") as handle:
-                        named += [(f"{part}.{key}", handle.get_tensor(key)) for key in handle.keys()]  # noqa: SIM118
-                elif file.suffix in (".json", ".txt", ".jinja"):
-                    files += [f"{part}/{file.name}", file.read_bytes()]
+        files, named = contents(self.folder, (*PARTS, *(IMAGE_PARTS if self.sees else ())))
         whole = digest("v1", json.dumps([self.lens, self.template]), *files, sample_digest(named, self.dtype))
         return f"hunyuan15-v1-{whole[:16]}-{'x'.join(map(str, self.lens))}-{str(self.dtype).removeprefix('torch.')}"
 
@@ -111,7 +101,10 @@ class HunyuanTextEncoder:
             raise ShapeError(f"{len(images)} images for {len(prompts)} prompts; expected one each")
         with self._lock:
             try:
-                rows = [self._row(prompt, None if images is None else images[i]) for i, prompt in enumerate(prompts)]
+                seen = None if images is None else self._reader.encode(images)
+                rows = [
+                    self._row(prompt, None if seen is None else seen[i].float()) for i, prompt in enumerate(prompts)
+                ]
             finally:
                 if self.offload_after_use:
                     self._models = {}
@@ -120,13 +113,13 @@ class HunyuanTextEncoder:
         tokens, masks = zip(*rows, strict=True)
         return TextEmbedding(torch.stack(tokens), torch.stack(masks), self.fingerprint)
 
-    def _row(self, prompt: str, image: np.ndarray | None) -> tuple[Tensor, Tensor]:
+    def _row(self, prompt: str, image: Tensor | None) -> tuple[Tensor, Tensor]:
         words = self._words(self.clean(prompt))
         quoted = quoted_words(self.clean(prompt))
         sources = (
             words,
             None if quoted is None else self._quoted(quoted),
-            None if image is None else self._image(image),
+            image,
         )
         tokens, mask = torch.zeros(sum(self.lens), words.shape[1]), torch.zeros(sum(self.lens), dtype=torch.bool)
         start = 0
@@ -159,42 +152,25 @@ class HunyuanTextEncoder:
         found: Tensor = self._model("text_encoder_2")(input_ids=ids["input_ids"].to(self.device))[0][0].float().cpu()
         return found
 
-    def _image(self, image: np.ndarray) -> Tensor:
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ShapeError(f"start image {image.dtype} {image.shape}: expected uint8 [H, W, 3]")
-        pixels = self._image_processor(images=image, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-        found: Tensor = self._model("image_encoder")(pixel_values=pixels).last_hidden_state[0].float().cpu()
-        return found
-
     @cached_property
     def _qwen_tokenizer(self) -> Any:
-        return _transformers("AutoTokenizer").from_pretrained(self.folder / "tokenizer", local_files_only=True)
+        return transformers_class("AutoTokenizer").from_pretrained(self.folder / "tokenizer", local_files_only=True)
 
     @cached_property
     def _byt5_tokenizer(self) -> Any:
-        return _transformers("AutoTokenizer").from_pretrained(self.folder / "tokenizer_2", local_files_only=True)
+        return transformers_class("AutoTokenizer").from_pretrained(self.folder / "tokenizer_2", local_files_only=True)
 
     @cached_property
-    def _image_processor(self) -> Any:
-        return _transformers("AutoImageProcessor").from_pretrained(
-            self.folder / "feature_extractor", local_files_only=True
+    def _reader(self) -> HunyuanImageEncoder:
+        return HunyuanImageEncoder(
+            self.folder, dtype=self.dtype, device=self.device, offload_after_use=self.offload_after_use
         )
 
     def _model(self, part: str) -> Any:
         if part not in self._models:
-            name = {
-                "text_encoder": "Qwen2_5_VLTextModel",
-                "text_encoder_2": "T5EncoderModel",
-                "image_encoder": "SiglipVisionModel",
-            }[part]
-            model = _transformers(name).from_pretrained(self.folder / part, local_files_only=True, dtype=self.dtype)
+            name = {"text_encoder": "Qwen2_5_VLTextModel", "text_encoder_2": "T5EncoderModel"}[part]
+            model = transformers_class(name).from_pretrained(
+                self.folder / part, local_files_only=True, dtype=self.dtype
+            )
             self._models[part] = model.eval().requires_grad_(False).to(self.device)
         return self._models[part]
-
-
-def _transformers(name: str) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise WorldlineError("prompts for HunyuanVideo need transformers; install worldline[text]") from error
-    return getattr(transformers, name)

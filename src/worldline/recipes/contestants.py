@@ -134,7 +134,7 @@ def _few(ws: Workspace, stage: str, steps: int, device: str) -> Contestant:
 
 def _world(ws: Workspace, device: str) -> Contestant:
     """The exported world of the run, as it is streamed."""
-    from worldline.stream.text import world_text_encoder
+    from worldline.stream.text import world_image_encoder, world_text_encoder
     from worldline.stream.world import WorldConfig
 
     folder = ws.run_dir / WORLD
@@ -144,9 +144,9 @@ def _world(ws: Workspace, device: str) -> Contestant:
 
     def made() -> Player:
         model, codec = load_model(folder), load_model(folder / config.codec)
-        return Player(
-            model, codec, world_text_encoder(folder, config.text, model.config), config.plan, config.move_scale
-        )
+        text = world_text_encoder(folder, config.text, model.config)
+        images = world_image_encoder(folder, config.text, model.config)
+        return Player(model, codec, text, config.plan, config.move_scale, images=images)
 
     about = f"{len(config.sigmas)} steps"
     rows = ws.codec().grid.stride * config.visibility.chunk

@@ -57,7 +57,8 @@ def player(ws: Workspace, stage: str, model: Backbone | None = None) -> Player:
         plan = RolloutPlan.multi_step(visibility, rollout.multi_steps, rollout.guidance, history=memory)
     else:
         plan = RolloutPlan.few_step(visibility, rollout.steps, history=memory)
-    return Player(model, ws.codec(), ws.text_encoder(), plan, ws.clips().move_scale, whole_clip)
+    text, images = ws.text_encoder(), ws.image_encoder()
+    return Player(model, ws.codec(), text, plan, ws.clips().move_scale, whole_clip, images=images)
 
 
 def clip_latents(ws: Workspace, section: BaseSection | StageSection) -> int:

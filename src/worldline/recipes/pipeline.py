@@ -59,7 +59,7 @@ def _sources(recipe: Recipe, ws: Workspace) -> list[Node]:
     nodes.append(
         Node(
             "encode",
-            {"text": ws.text_encoder().fingerprint, "format": FORMAT},
+            {"text": ws.text_encoder().fingerprint, "format": FORMAT, **_images(ws)},
             (*from_data, *from_codec),
             partial(sources.encode, ws),
             external=ws.external("data", "codec"),
@@ -76,6 +76,12 @@ def _sources(recipe: Recipe, ws: Workspace) -> list[Node]:
         work = partial(conversion.base, ws)
         nodes.append(Node("base", config, ("encode",), work, external=ws.initial("base"), together=True))
     return nodes
+
+
+def _images(ws: Workspace) -> dict[str, str]:
+    """Who reads the start images; nothing where nobody does, as before there was anybody."""
+    images = ws.image_encoder()
+    return {} if images is None else {"images": images.fingerprint}
 
 
 def _conversion(recipe: Recipe, ws: Workspace) -> list[Node]:

@@ -19,8 +19,8 @@ from worldline.recipes.store import StageStore
 from worldline.recipes.workspace import Workspace
 from worldline.rollout.plan import RolloutPlan
 from worldline.schema import WorldlineError
-from worldline.stream.text import write_embeddings
-from worldline.stream.world import WorldConfig, WorldText
+from worldline.stream.text import write_embeddings, write_images
+from worldline.stream.world import WorldConfig, WorldText, read_starts
 from worldline.train.health import findings
 from worldline.train.log import read_log
 
@@ -41,6 +41,7 @@ def world(ws: Workspace, directory: Path) -> dict[str, float]:
     fx, fy, cx, cy = (float(k) for k in first.cameras.K[0])
     visibility = rollout.visibility()
     captions = write_starts(ws, directory / "starts")
+    starts = read_starts(directory / "starts", *first.frames.shape[1:3])
     described = WorldConfig(
         codec="codec",
         starts="starts",
@@ -52,21 +53,25 @@ def world(ws: Workspace, directory: Path) -> dict[str, float]:
         K=(fx, fy, cx, cy),
         move_scale=clips.move_scale,
         walk_units_per_frame=float(clips.info["walk_units_per_frame"]),
-        text=_write_text(ws, directory, captions),
+        text=_write_text(ws, directory, captions, [start.image for start in starts.values()]),
         memory=rollout.memory(),
     )
     described.write(directory)  # last: a directory with a world.json is a whole world
     return {}
 
 
-def _write_text(ws: Workspace, directory: Path, captions: list[str]) -> WorldText | None:
-    """The world's text encoder by name, with the embeddings of its starts and of no prompt; None where it has no files."""
+def _write_text(ws: Workspace, directory: Path, captions: list[str], starts: list[np.ndarray]) -> WorldText | None:
+    """The world's text encoder by name, with the embeddings of its starts, of no prompt and of a black picture (which warms an
+    engine up); None where it has no files."""
     text = ws.recipe.text
     if text.kind == "hash" or text.path is None:
         return None
     encoder = ws.text_encoder()
     write_embeddings(directory, encoder, ["", *captions], text.kind)
-    return WorldText(kind=text.kind, fingerprint=encoder.fingerprint, path=str(Path(text.path).resolve()))
+    if (images := ws.image_encoder()) is not None:
+        write_images(directory, images, [np.zeros_like(starts[0]), *starts])
+    seen = None if images is None else images.fingerprint
+    return WorldText(kind=text.kind, fingerprint=encoder.fingerprint, path=str(Path(text.path).resolve()), images=seen)
 
 
 def write_starts(ws: Workspace, directory: Path) -> list[str]:

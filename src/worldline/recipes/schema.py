@@ -132,8 +132,15 @@ class TextSection:
     kind: Literal["hash", "umt5", "hunyuan15"] = "hash"  # umt5: of Wan; both from files on this machine
     path: str | None = None  # a folder of weights: Wan's, in diffusers' or the original layout, or HunyuanVideo's
     cache: str | None = None  # folder of embeddings; null is one in the run directory
+    images: bool = (
+        False  # hunyuan15: also tell the model what SigLIP sees in the start image (the folder is of image to video)
+    )
 
     def __post_init__(self) -> None:
+        if self.images and self.kind != "hunyuan15":
+            raise WorldlineError(
+                f"text.images with kind {self.kind}; expected hunyuan15, whose models read start images"
+            )
         if (self.kind == "hash") != (self.path is None):
             raise WorldlineError(
                 f"text: kind {self.kind} {'has no' if self.kind == 'hash' else 'needs'} `path`, the folder of the text encoder "
@@ -334,6 +341,10 @@ class Recipe:
         return stage
 
     def __post_init__(self) -> None:
+        if self.text.images and self.rollout.prefix != 1:
+            raise RecipeError(
+                f"text.images with rollout.prefix {self.rollout.prefix}; expected 1: what is read is the first frame, given"
+            )
         before = ["base"]
         for name, stage in self.stages.items():
             if name in BUILT_IN or not re.fullmatch(r"[a-z0-9_]+", name):

@@ -43,7 +43,7 @@ def data(ws: Workspace, directory: Path) -> dict[str, float]:
 
 
 def encode(ws: Workspace, directory: Path) -> dict[str, float]:
-    """Stage `encode`: latents, poses and prompts of every clip."""
+    """Stage `encode`: latents, poses, prompts and (where the model is told of them) start images of every clip."""
     from worldline.data.encode import encode_dataset
 
     with bar("shards") as shown:
@@ -54,5 +54,8 @@ def encode(ws: Workspace, directory: Path) -> dict[str, float]:
 
         clips = ws.clips()
         with torch.autocast(device().type, torch.bfloat16):
-            encode_dataset(clips, ws.codec().to(device()), ws.text_encoder(), directory / "latents", progress=progress)
+            encode_dataset(
+                clips, ws.codec().to(device()), ws.text_encoder(), directory / "latents", progress=progress,
+                images=ws.image_encoder(),
+            )  # fmt: skip
     return {"clips": float(len(clips))}

@@ -12,7 +12,7 @@ from worldline.models.backbone import INJECTED, Backbone
 from worldline.models.diffusers_teacher import is_diffusers_folder
 from worldline.models.registry import BackboneConfig, build_backbone, load_codec, load_model, load_state, weights_hash
 from worldline.models.text import HashTextEncoder
-from worldline.models.text_readers import Reader, open_reader
+from worldline.models.text_readers import Reader, open_image_reader, open_reader
 from worldline.models.wan import CameraMode
 from worldline.recipes.assets import ASSETS, LINE, located
 from worldline.recipes.schema import is_directory
@@ -21,6 +21,7 @@ from worldline.schema import WorldlineError
 if TYPE_CHECKING:
     from worldline.data.dataset import ClipDataset
     from worldline.models.codec import Codec
+    from worldline.models.image_cache import ImageEncoder
     from worldline.models.text_cache import TextEncoder
     from worldline.recipes.schema import Recipe
 
@@ -128,6 +129,14 @@ class Workspace:
             return HashTextEncoder(config.text_dim, config.text_len)
         return _reader(text.kind, text.path, text.cache or str(self.run_dir / "text"), config)
 
+    def image_encoder(self) -> ImageEncoder | None:
+        """The encoder of start images, None where the recipe's model is told nothing of them. Raises WorldlineError where its
+        files are missing or do not fit."""
+        text = self.recipe.text
+        if not text.images or text.path is None:
+            return None
+        return _image_reader(text.path, text.cache or str(self.run_dir / "text"), self.recipe.model.config())
+
     def clips(self) -> ClipDataset:
         """The rendered clips."""
         from worldline.data.dataset import open_dataset
@@ -163,3 +172,14 @@ def _reader(kind: Reader, folder: str, cache: str, config: BackboneConfig) -> Te
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return CachedTextEncoder.of(open_reader(kind, folder, config, device), cache)
+
+
+@lru_cache(maxsize=4)
+def _image_reader(folder: str, cache: str, config: BackboneConfig) -> ImageEncoder:
+    """SigLIP behind its cache, as `_reader`."""
+    import torch
+
+    from worldline.models.image_cache import CachedImageEncoder
+
+    made = open_image_reader(folder, config, "cuda" if torch.cuda.is_available() else "cpu")
+    return CachedImageEncoder(lambda: made, cache, fingerprint=made.fingerprint)

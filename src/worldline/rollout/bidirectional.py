@@ -39,7 +39,7 @@ def sample(
     guided = plan.guidance != 1.0 and negative is not None
     context = model.text_context(text)
     if guided and negative is not None:
-        context = TextContext.cat([context, model.text_context(negative)])
+        context = TextContext.cat([context, model.text_context(negative.under(text))])
         cameras = None if cameras is None else cameras.tile(batch=2)
 
     def predict(x: Tensor, sigma: float) -> Tensor:

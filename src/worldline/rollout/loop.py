@@ -69,9 +69,10 @@ class ChunkLoop:
         capacity: int | None = None,
         chunkwise: bool = False,
     ) -> None:
-        """text: [B] prompts; negative: the unconditional prompt, needed where plan.guidance != 1; capacity: latent
-        frames a ring cache holds where the plan's visibility has no window; chunkwise: backward keeps a chunk's latents
-        alone and takes its forward again when its turn comes, so that one chunk's activations are alive at a time."""
+        """text: [B] prompts; negative: the unconditional prompt, needed where plan.guidance != 1, which sees the start images
+        of `text`; capacity: latent frames a ring cache holds where the plan's visibility has no window; chunkwise: backward
+        keeps a chunk's latents alone and takes its forward again when its turn comes, so that one chunk's activations are
+        alive at a time."""
         self.model, self.plan = model, plan
         self._stream, self._chunkwise = cache == "ring", chunkwise
         self._ready: _Ready | None = None
@@ -83,7 +84,7 @@ class ChunkLoop:
             raise WorldlineError(f"positions {plan.positions!r}; expected cache='ring', where frames can be moved")
         if plan.guidance != 1.0 and negative is None:
             raise WorldlineError(f"guidance {plan.guidance} needs a negative prompt; pass negative=, or set guidance 1")
-        prompts = [text] if plan.guidance == 1.0 or negative is None else [text, negative]
+        prompts = [text] if plan.guidance == 1.0 or negative is None else [text, negative.under(text)]
         # Training rollouts let the prompt's keys and values learn; a stream has nothing to learn.
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache == "blocks"):
             self._texts: list[TextContext] = [model.text_context(p) for p in prompts]

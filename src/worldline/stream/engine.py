@@ -20,6 +20,7 @@ from torch import Tensor
 
 from worldline.models.backbone import Backbone
 from worldline.models.codec import Codec
+from worldline.models.image_cache import ImageEncoder
 from worldline.models.registry import load_codec, load_model, weights_hash
 from worldline.models.text import HashTextEncoder
 from worldline.models.text_cache import TextEncoder
@@ -34,7 +35,7 @@ from worldline.stream.moment import Moment
 from worldline.stream.plan import StreamPlan, plan_of
 from worldline.stream.session import Session
 from worldline.stream.stages import begins
-from worldline.stream.text import world_text_encoder
+from worldline.stream.text import world_image_encoder, world_text_encoder
 from worldline.stream.world import Start, WorldConfig, checked, read_starts
 
 DType = Literal["auto", "float32", "bfloat16"]
@@ -80,8 +81,10 @@ class Engine:
         device: str = "cpu",
         dtype: DType = "auto",
         encoder: TextEncoder | None = None,
+        images: ImageEncoder | None = None,
     ) -> None:
-        """encoder: of prompts; None is that of the nano line, which needs no files."""
+        """encoder: of prompts; None is that of the nano line, which needs no files. images: of start images, where the model
+        reads them."""
         self.model, self.codec = model.to(device).eval(), codec.to(device).eval()
         self.config, self.starts = config, starts
         self.device = torch.device(device)
@@ -98,6 +101,7 @@ class Engine:
         self._plan: StreamPlan | None = None
         self._texts: dict[str, TextEmbedding] = {}
         self.encoder = encoder or HashTextEncoder(model.config.text_dim, model.config.text_len)
+        self.images = images
 
     @staticmethod
     def load(
@@ -156,6 +160,7 @@ class Engine:
             device=device,
             dtype=dtype,
             encoder=world_text_encoder(directory, config.text, model.config, torch.device(device)),
+            images=world_image_encoder(directory, config.text, model.config, torch.device(device)),
         )
         engine.model.freeze(getattr(torch, engine.dtype))
         engine.codec.freeze(getattr(torch, engine.dtype))
@@ -257,8 +262,14 @@ class Engine:
             image, prompt = start.image, start.caption if prompt is None else prompt
         return Session(self, checked(image, self.config.height, self.config.width), prompt or "", seed)
 
-    def text(self, prompt: str) -> TextEmbedding:
-        """The embedding of a prompt, encoded once. Raises WorldlineError on a prompt beyond all use."""
+    def seen(self, image: np.ndarray) -> Tensor | None:
+        """What the model is told of a start image uint8 [H, W, 3] beside its latent: tokens [1, N, W], the same at every call;
+        None where this world takes none."""
+        return None if self.images is None else self.images.encode([image]).to(self.device)
+
+    def text(self, prompt: str, seen: Tensor | None = None) -> TextEmbedding:
+        """The embedding of a prompt, encoded once, with the tokens of a start image. Raises WorldlineError on a prompt beyond
+        all use."""
         if len(prompt) > MAX_PROMPT:
             raise WorldlineError(f"prompt of {len(prompt)} characters; expected at most {MAX_PROMPT}")
         if prompt not in self._texts:
@@ -268,7 +279,7 @@ class Engine:
             if not torch.isfinite(found.tokens).all():
                 raise WorldlineError(f"the encoder gave a non-finite embedding for {prompt[:60]!r}; check its weights")
             self._texts[prompt] = found
-        return self._texts[prompt]
+        return self._texts[prompt] if seen is None else self._texts[prompt].seeing(seen)
 
     @contextlib.contextmanager
     def compute(self) -> Iterator[None]:

@@ -40,7 +40,7 @@ class Blend:
         if share == 1.0:
             return self.new
         old, new = (t.tokens * t.mask[..., None] for t in (self.old, self.new))
-        return TextEmbedding(old.lerp(new, share), self.old.mask | self.new.mask, self.new.fingerprint)
+        return replace(self.new, tokens=old.lerp(new, share), mask=self.old.mask | self.new.mask)
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,19 @@ class Moment:
     codec_state: Any
     picture: np.ndarray
     text: TextEmbedding  # of the last prompt
+    seen: Tensor | None  # tokens of the picture that the walk started from, where the model takes them
     blend: Blend | None = None
 
     @staticmethod
     def begin(engine: Engine, image: np.ndarray, prompt: str, model: Backbone | None = None) -> Moment:
         """The start of a walk: the image as a committed first latent. model: in place of the engine's."""
-        c, text = engine.config, engine.text(prompt)
+        c, seen = engine.config, engine.seen(image)
+        text = engine.text(prompt, seen)
         camera = CameraIntegrator(c.intrinsics, c.move_scale, c.walk_units_per_frame)
         loop, codec_state, picture = _started(
             engine, start_latent(engine, image), camera, text, model or engine.backbone
         )
-        return Moment(engine, 0, loop, camera, codec_state, picture, text)
+        return Moment(engine, 0, loop, camera, codec_state, picture, text, seen)
 
     def fork(self) -> Moment:
         """An independent moment that goes on from here."""
@@ -154,8 +156,11 @@ class Moment:
             self.loop.set_text(self.blend.at(self.chunks))
 
     def change_prompt(self, prompt: Prompt, cut: Tensor | None) -> None:
-        """Let a prompt take over, as its mode says; nothing may be pending. cut: the latent that a cut starts from."""
-        engine, text = self.engine, self.engine.text(prompt.text)
+        """Let a prompt take over, as its mode says; nothing may be pending. cut: the latent that a cut starts from. The start
+        image stays the one seen, but after a cut it is the picture that the walk starts again from."""
+        engine = self.engine
+        seen = engine.seen(self.picture) if prompt.mode == "cut" else self.seen
+        text = engine.text(prompt.text, seen)
         now = self.text if self.blend is None else self.blend.at(self.chunks - 1)
         blend = None
         if prompt.mode == "cut":
@@ -172,7 +177,7 @@ class Moment:
             blend = Blend(now, text, self.chunks, prompt.chunks)
         else:
             self.loop.set_text(text)
-        self.text, self.blend = text, blend
+        self.text, self.seen, self.blend = text, seen, blend
 
 
 def noise_of(engine: Engine, seed: int, chunk: int, attempt: int) -> tuple[Tensor, torch.Generator]:

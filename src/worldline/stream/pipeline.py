@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,9 +44,7 @@ def _chunk(
     ahead: Drawn | None = None
     failure: BaseException | None = None
     # As it will be once the chunk is shown, but for what decoding gives; the loop is the session's own.
-    then = Moment(
-        before.engine, before.chunks + 1, before.loop, drawn.camera, None, before.picture, before.text, before.blend
-    )
+    then = replace(before, chunks=before.chunks + 1, camera=drawn.camera, codec_state=None)
     try:
         session._stale = True  # until it is known that the chunk is good
         then.commit(drawn)

@@ -249,8 +249,9 @@ class Session:
 
         keep: the past stays as it was made. recache: keys and values of what is in sight are made anew under the new prompt,
         so that nothing of the old one is left to see (a model call a chunk in sight). cut: the past is forgotten; the walk
-        starts again from the last picture. blend: the new prompt takes over evenly during `chunks` chunks. Raises
-        WorldlineError on a prompt, mode or number beyond use; the session is then as before.
+        starts again from the last picture (a model that is told of its start image is told of that one). blend: the new prompt
+        takes over evenly during `chunks` chunks. Raises WorldlineError on a prompt, mode or number beyond use; the session is
+        then as before.
         """
         if mode not in ("keep", "recache", "cut", "blend") or not 1 <= chunks <= 10_000:
             raise WorldlineError(

@@ -26,6 +26,7 @@ class WorldText:
     kind: Reader = "umt5"
     fingerprint: str  # of the encoder: weights, tokenizer, length, dtype
     path: str  # where its files lay when the world was made
+    images: str | None = None  # fingerprint of the encoder of start images; null: the model is told nothing of them
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Reader):

@@ -34,6 +34,7 @@ def steps(run_dir: Path, stage: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k.endswith("/loss")} for row in read_log(run_dir / stage / "train")]
 
 
+@pytest.mark.slow
 def test_a_recipe_on_two_processes_is_that_on_one(smallest, tmp_path):
     # Two micro batches an update: then each process takes one of those that a single process would take.
     more = (

@@ -85,6 +85,7 @@ def test_sequence_parallel_processes_are_one(tmp_path):
     are_one(2, tmp_path, [*cases, ("dmd by adapters", shared)])
 
 
+@pytest.mark.slow
 def test_both_axes_on_four_processes(tmp_path):
     cases: Cases = [
         ("dmd by chunks", {"sequence_parallel": 2, "recompute": True}),
@@ -96,6 +97,7 @@ def test_both_axes_on_four_processes(tmp_path):
     are_one(4, tmp_path, cases)
 
 
+@pytest.mark.slow
 def test_heads_that_do_not_divide_are_shared_by_queries(tmp_path):
     """Keys and values are gathered: two heads over four processes, in every kind of sight (whole, mask, cache)."""
     cases: Cases = [

@@ -175,7 +175,7 @@ const view = new View((frame, now) => {
   if (frame.flags & (FLAG.first | FLAG.still)) timeline.keep(frame.chunk);
   if (frame.flags & FLAG.recording) recorder.count();
   const state = paused ? "paused" : "playing";
-  if (failed) return; // a frame from before the failure
+  if (failed || !live) return; // a frame from before the failure, or from before the connection ended
   if (document.body.dataset.state !== state) {
     veil.show(state);
     hint.show();

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldline.evaluate.learned import Clip, windows
+from worldline.evaluate.learned import Clip, Measured, digest, windows
 from worldline.schema import WorldlineError
 
 FRAMES, SIDE, BATCH = 16, 224, 4
 Network = Callable[[Tensor], Tensor]
+Distance = Callable[[np.ndarray, np.ndarray], float]
 
 
 def load_script(path: Path, needs: str) -> torch.jit.ScriptModule:
@@ -54,3 +55,18 @@ def features_of(clips: Sequence[Clip], row: str, network: Network) -> np.ndarray
                 )
             found.append(vectors.double().numpy())
     return np.concatenate(found) if found else np.zeros((0, 1))
+
+
+def distances(
+    clips: Sequence[Clip], path: Path, name: str, fewest: int, load: Callable[[], Network], distance: Distance
+) -> Measured:
+    """Figure `name`: the distance of the model's features, and of the floors', from the replay's. Skipped below `fewest` windows,
+    before `load` reads the network of `path`."""
+    count = sum((len(c.row("replay")) - 1) // FRAMES for c in clips)
+    if count < fewest:
+        return {"reason": f"{count} windows of {FRAMES} frames, {fewest} are needed; use a larger preset"}
+    network = load()
+    truth = features_of(clips, "replay", network)
+    rows = {row: {name: round(distance(features_of(clips, row, network), truth), 4)}
+            for row in ("model", "frozen", "other-actions")}  # fmt: skip
+    return {**rows, "clips": len(clips), "windows": count, "weights": digest(path)}

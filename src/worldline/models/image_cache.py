@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldline.models.text_cache import digest, open_folder, tensor_bytes, write_whole
-from worldline.schema import WorldlineError
+from worldline.models.text_cache import digest, made_for, open_folder, tensor_bytes, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +62,7 @@ class CachedImageEncoder:
     def _encode(self, images: list[np.ndarray]) -> Tensor:
         with self._lock:
             if self._encoder is None:
-                encoder = self._make()
-                if encoder.fingerprint != self.fingerprint:
-                    raise WorldlineError(
-                        f"the encoder says {encoder.fingerprint}, its cache was opened for {self.fingerprint}; open it with "
-                        "the encoder's own fingerprint"
-                    )
-                self._encoder = encoder
+                self._encoder = made_for(self.fingerprint, self._make)
             return self._encoder.encode(images)
 
     def _write(self, key: str, tokens: Tensor) -> None:

@@ -15,7 +15,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,13 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = "text-1"
 _SAMPLE = 1024
+
+
+class Fingerprinted(Protocol):
+    """What a cache's entries are told apart by."""
+
+    @property
+    def fingerprint(self) -> str: ...
 
 
 class TextEncoder(Protocol):
@@ -103,6 +110,20 @@ def open_folder(directory: str | Path) -> Path:
     return directory
 
 
+E = TypeVar("E", bound=Fingerprinted)
+
+
+def made_for(fingerprint: str, make: Callable[[], E]) -> E:
+    """The encoder that a cache was opened for. Raises WorldlineError where it is another."""
+    encoder = make()
+    if encoder.fingerprint != fingerprint:
+        raise WorldlineError(
+            f"the encoder says {encoder.fingerprint}, its cache was opened for {fingerprint}; open it with the encoder's own "
+            "fingerprint"
+        )
+    return encoder
+
+
 class CachedTextEncoder:
     """A prompt encoder that answers from disk, and builds the real one at the first prompt it has not seen.
 
@@ -172,13 +193,7 @@ class CachedTextEncoder:
     def _encode(self, prompts: list[str]) -> TextEmbedding:
         with self._lock:
             if self._encoder is None:
-                encoder = self._make()
-                if encoder.fingerprint != self.fingerprint:
-                    raise WorldlineError(
-                        f"the encoder says {encoder.fingerprint}, its cache was opened for {self.fingerprint}; open it with "
-                        "the encoder's own fingerprint"
-                    )
-                self._encoder = encoder
+                self._encoder = made_for(self.fingerprint, self._make)
             return self._encoder.encode(prompts)
 
     def _write(self, text: str, seen: Tensor, mask: Tensor) -> None:
